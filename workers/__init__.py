@@ -1,0 +1,1 @@
+"""Text to encodings and readouts to text: the encoder, codec and decoder ports and their implementations."""

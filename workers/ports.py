@@ -1,0 +1,100 @@
+"""The three ports of this layer. An implementation is a plain object; the Serve deployments are shells over them.
+
+Dimension legend: N facts or texts, R rows (parts of facts), P parts of one fact, D key size, C latent size, L tokens
+per row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from numpy.typing import NDArray
+import numpy as np
+
+from memory_actor.types import FactText, Float32Array, Int8Array, Int32Array
+
+
+class AnswerMode(StrEnum):
+    """`answer`: a question, put through the chat template. `complete`: a cloze prompt, continued as it stands."""
+
+    ANSWER = "answer"
+    COMPLETE = "complete"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedContent:
+    """Latents of N facts: latents (R, C) int8; rows, prompt_tokens, target_tokens (N,) int32 as in EncodedFacts."""
+
+    latents: Int8Array
+    rows: Int32Array
+    prompt_tokens: Int32Array
+    target_tokens: Int32Array
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a codec makes of a readout for the decoder: T token positions as probabilities over few candidates.
+
+    candidates (T, B) int64 token ids, best first; probabilities (T, B) float32, rows sum to 1.
+    target_start: the position of the first target token; equals T when the fact has no target.
+    """
+
+    candidates: NDArray[np.int64]
+    probabilities: Float32Array
+    target_start: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One decoding job. `readout` (P, C) float32 conditions it; None means the base model alone."""
+
+    prompt: str
+    mode: AnswerMode = AnswerMode.ANSWER
+    max_tokens: int = 48
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0
+    seed: int = 0
+    readout: Float32Array | None = None
+    prompt_tokens: int = 0  # of the recalled fact
+    target_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationChunk:
+    """A piece of generated text. The last chunk of a generation has `finish_reason` set ("stop" or "length")."""
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    finish_reason: str | None = None
+    ms: dict[str, float] = field(default_factory=dict)  # on the last chunk: queue, prefill, decode
+
+
+class Encoder(Protocol):
+    """Texts to keys."""
+
+    def encode(self, texts: Sequence[str]) -> Float32Array:
+        """N texts to (N, D) float32 keys of unit norm. Raises TextTooLong; never cuts silently."""
+        ...
+
+
+class Codec(Protocol):
+    """Facts to latents, readouts to what conditions the decoder."""
+
+    def encode(self, facts: Sequence[FactText]) -> EncodedContent:
+        """N facts to latents. Raises TextTooLong with both numbers."""
+        ...
+
+    def condition(self, readout: Float32Array, prompt_tokens: int, target_tokens: int) -> Condition:
+        """Readout (P, C) float32 to token probabilities over the fact's prompt_tokens + target_tokens positions."""
+        ...
+
+
+class Decoder(Protocol):
+    """Prompts, conditioned or not, to text."""
+
+    def generate(self, request: GenerationRequest) -> Iterator[GenerationChunk]:
+        """Generate until end of turn or max_tokens; chunks arrive as they are made."""
+        ...

@@ -62,7 +62,7 @@ class MemoryConfig:
     ridge: float = 1e-4  # lambda, relative to the mean diagonal of one fact's w^T w
     collinearity_max: float = 0.95  # |cosine| of two addresses above which they may not share a shard
     scope_threshold: float = 0.7  # cosine of query and stored key from which a query is in scope
-    facts_rows_max: int = 8  # parts one fact may have
+    rows_per_fact_max: int = 8  # parts one fact may have
 
     @property
     def shard_rows_max(self) -> int:

@@ -1,0 +1,111 @@
+"""Which stored fact, if any, does a query concern? Nearest stored key by cosine, by one exact matrix product.
+
+Keys live in fixed blocks, so that adding one costs the same with ten facts or a million: nothing is ever copied.
+Dimension legend: N keys, D key size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A stored key near a query: its fact and the cosine, in [-1, 1]."""
+
+    fact_id: str
+    score: float
+
+
+class ScopeIndex:
+    """The unit keys of one tenant's live facts. One writer; readers may search while it appends (see `removals`)."""
+
+    def __init__(self, key_size: int, device: torch.device | str = "cpu") -> None:
+        self._key_size = key_size
+        self._device = torch.device(device)
+        self._blocks: list[Tensor] = []  # each (BLOCK_ROWS, D) float32
+        self._fact_ids: list[str] = []
+        self._positions: dict[str, int] = {}
+        #: Counts removals. A search that ran beside a removal may have seen a moved row: compare and search again.
+        self.removals = 0
+
+    def __len__(self) -> int:
+        return len(self._fact_ids)
+
+    def __contains__(self, fact_id: str) -> bool:
+        return fact_id in self._positions
+
+    def add(self, fact_id: str, key: Tensor) -> None:
+        """Append one key (D,). The row is written before the fact id makes it visible to a concurrent search."""
+        if key.shape != (self._key_size,):
+            raise ValueError(f"key must be ({self._key_size},), got {tuple(key.shape)}")
+        if fact_id in self._positions:
+            raise ValueError(f"fact {fact_id} is in the index already")
+        position = len(self._fact_ids)
+        block, row = divmod(position, BLOCK_ROWS)
+        if block == len(self._blocks):
+            self._blocks.append(torch.zeros(BLOCK_ROWS, self._key_size, device=self._device))
+        self._blocks[block][row] = key.to(self._device, torch.float32)
+        self._positions[fact_id] = position
+        self._fact_ids.append(fact_id)
+
+    def remove(self, fact_id: str) -> None:
+        """Drop one key; the last one takes its place. Raises KeyError for an unknown fact."""
+        self.removals += 1
+        position = self._positions.pop(fact_id)
+        last_id = self._fact_ids.pop()
+        last_block, last_row = divmod(len(self._fact_ids), BLOCK_ROWS)
+        if last_id != fact_id:
+            block, row = divmod(position, BLOCK_ROWS)
+            self._blocks[block][row] = self._blocks[last_block][last_row]
+            self._fact_ids[position] = last_id
+            self._positions[last_id] = position
+        self._blocks[last_block][last_row] = 0.0  # nothing of a removed key stays behind
+        if last_row == 0:
+            self._blocks.pop()
+
+    def fact_at(self, position: int) -> str:
+        """The fact at a position that `nearest_position` returned, unless `removals` has changed since."""
+        return self._fact_ids[position]
+
+    def nearest_position(self, query: Tensor) -> tuple[int, float] | None:
+        """Position and cosine of the key nearest to `query` (D,), or None when the index is empty.
+
+        Safe beside one appending writer. After a concurrent removal the position means nothing: callers compare
+        `removals` before and after, and search again under their lock when it moved.
+        """
+        scores = self._scores(query)
+        if scores is None:
+            return None
+        best = int(scores.argmax())
+        return best, float(scores[best])
+
+    def nearest(self, query: Tensor) -> Neighbour | None:
+        """The fact with the highest cosine to `query` (D,), or None. Not beside a removal."""
+        found = self.nearest_position(query)
+        return None if found is None else Neighbour(self.fact_at(found[0]), found[1])
+
+    def within(self, query: Tensor, threshold: float, limit: int) -> list[Neighbour]:
+        """Up to `limit` facts with cosine >= threshold, best first. Not beside a removal."""
+        scores = self._scores(query)
+        if scores is None:
+            return []
+        best = scores.topk(min(limit, len(scores)))
+        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        return [Neighbour(self.fact_at(index), score) for score, index in pairs if score >= threshold]
+
+    def _scores(self, query: Tensor) -> Tensor | None:
+        """Cosines (N,) to all keys present at the start."""
+        if query.shape != (self._key_size,):
+            raise ValueError(f"query must be ({self._key_size},), got {tuple(query.shape)}")
+        count = len(self._fact_ids)
+        if count == 0:
+            return None
+        q = query.to(self._device, torch.float32)
+        # A tuple first: a concurrent removal may pop the last block from the list.
+        return torch.cat([block @ q for block in tuple(self._blocks)])[:count]

@@ -1,0 +1,137 @@
+"""One bounded memory of one tenant: the addresses of at most K rows, and M derived from them.
+
+A *warm* shard keeps its own sums (Cov, H) and can be written and solved without help. A *frozen* one has given its
+sums to the tenant's total and keeps addresses and M only; when a change makes its M stale, the next read rebuilds
+the sums from the ledger's rows, solves, and lets them go again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from memory_actor.episodic_memory import SufficientStatistics, solve
+from memory_actor.types import MemoryConfig
+
+
+class Shard:
+    """Rows of the facts that landed here. Not thread-safe: the tenant's lock guards it."""
+
+    def __init__(self, config: MemoryConfig, device: torch.device | str = "cpu") -> None:
+        self._config = config
+        self._device = torch.device(device)
+        #: Addresses (K, K) int8, the first `rows` are live; on the host.
+        self._addresses = torch.zeros(config.shard_rows_max, config.address_size, dtype=torch.int8)
+        self._row_facts: list[str] = []
+        self._fact_rows: dict[str, list[int]] = {}
+        #: Own sums while warm, None once frozen.
+        self.statistics: SufficientStatistics | None = SufficientStatistics.zeros(
+            config.address_size, config.latent_size
+        )
+        #: Counts changes; `memory` is valid only for the change it was solved at.
+        self.changes = 0
+        self._memory: Tensor | None = None
+        self._memory_changes = -1
+
+    @property
+    def rows(self) -> int:
+        return len(self._row_facts)
+
+    @property
+    def room(self) -> int:
+        """Rows that still fit."""
+        return self._config.shard_rows_max - self.rows
+
+    @property
+    def fact_ids(self) -> list[str]:
+        return list(self._fact_rows)
+
+    @property
+    def memory(self) -> Tensor | None:
+        """M (K, C) float32 if solved since the last change, else None."""
+        return self._memory if self._memory_changes == self.changes else None
+
+    def overlap(self, addresses: Tensor) -> Tensor:
+        """Largest |cosine| of each of N addresses (N, K) int8 with a row stored here, (N,) float32; 0 when empty."""
+        if self.rows == 0:
+            return torch.zeros(addresses.shape[0])
+        stored = torch.nn.functional.normalize(self._addresses[: self.rows].to(torch.float32), dim=1)
+        given = torch.nn.functional.normalize(addresses.to(torch.float32), dim=1)
+        return (given @ stored.T).abs().max(dim=1).values
+
+    def add(self, fact_id: str, addresses: Tensor) -> None:
+        """Take in one fact's rows, addresses (P, K) int8. The caller adds to `statistics` (in bulk)."""
+        count = addresses.shape[0]
+        if count > self.room:
+            raise ValueError(f"{count} rows do not fit into the {self.room} left")
+        start = self.rows
+        self._addresses[start : start + count] = addresses
+        self._row_facts.extend([fact_id] * count)
+        self._fact_rows[fact_id] = list(range(start, start + count))
+        self.changes += 1
+
+    def remove(self, fact_id: str) -> None:
+        """Drop one fact's rows; the last rows take their places. The caller subtracts from `statistics`."""
+        for row in sorted(self._fact_rows.pop(fact_id), reverse=True):
+            last = len(self._row_facts) - 1
+            moved = self._row_facts.pop()
+            if row != last:
+                self._addresses[row] = self._addresses[last]
+                self._row_facts[row] = moved
+                rows = self._fact_rows[moved]
+                rows[rows.index(last)] = row
+            self._addresses[last] = 0
+        self.changes += 1
+        self._memory = None  # the old M still knows the fact
+
+    def addresses_of(self, fact_id: str) -> Tensor:
+        """The stored addresses (P, K) int8 of a fact, in the order of its parts."""
+        return self._addresses[self._fact_rows[fact_id]]
+
+    def freeze(self) -> SufficientStatistics:
+        """Give the sums away; from here on the tenant's total holds them. Raises ValueError when frozen already."""
+        if self.statistics is None:
+            raise ValueError("the shard is frozen already")
+        given, self.statistics = self.statistics, None
+        return given
+
+    def solve_from(self, statistics: SufficientStatistics) -> Tensor:
+        """M (K, C) for these sums. Pure and slow: run it without the lock, then `keep_memory` under it."""
+        return solve(statistics, self._config.ridge * self._config.address_scale**2, self._device)
+
+    def keep_memory(self, memory: Tensor, changes: int) -> None:
+        """Cache an M that was solved for the state after `changes`; ignored when the shard has moved on."""
+        if changes == self.changes:
+            self._memory, self._memory_changes = memory, changes
+
+
+def place(shards: Sequence[Shard], addresses: Tensor, rows: Sequence[int], collinearity_max: float) -> list[int | None]:
+    """For each of N facts (its parts consecutive in `addresses` (R, K) int8) the shard to hold it, or None for a new one.
+
+    A fact goes to the first shard with room where no stored or just-placed row is nearly collinear with one of its
+    own: collinear addresses would share a readout. Pure: nothing is added here.
+    """
+    unit = torch.nn.functional.normalize(addresses.to(torch.float32), dim=1)
+    among = (unit @ unit.T).abs()
+    stored = [shard.overlap(addresses) for shard in shards]
+    room = [shard.room for shard in shards]
+    members: list[list[int]] = [[] for _ in shards]
+    placed: list[int | None] = []
+    start = 0
+    for count in rows:
+        own = range(start, start + count)
+        start += count
+        choice = None
+        for index in range(len(shards)):
+            if room[index] < count or any(float(stored[index][row]) > collinearity_max for row in own):
+                continue
+            if members[index] and float(among[own.start : own.stop][:, members[index]].max()) > collinearity_max:
+                continue
+            choice = index
+            room[index] -= count
+            members[index].extend(own)
+            break
+        placed.append(choice)
+    return placed

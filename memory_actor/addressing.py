@@ -76,7 +76,8 @@ class PseudoInverseMap:
         self.bound = 4.0 * float(self._inverse.norm()) / math.sqrt(config.key_size * config.address_size)
 
     def __call__(self, keys: Tensor) -> Tensor:
-        return keys @ self._inverse
+        weights: Tensor = keys @ self._inverse
+        return weights
 
 
 class GaussianMap:

@@ -18,7 +18,8 @@ def one_shot_write(encodings: Tensor, prior: Tensor) -> Tensor:
     """
     _check_matrix("encodings", encodings, prior.shape[1])
     weights = encodings @ torch.linalg.pinv(prior)  # (N, K)
-    return torch.linalg.pinv(weights) @ encodings
+    memory: Tensor = torch.linalg.pinv(weights) @ encodings
+    return memory
 
 
 def projection_read(queries: Tensor, memory: Tensor) -> Tensor:
@@ -27,13 +28,14 @@ def projection_read(queries: Tensor, memory: Tensor) -> Tensor:
     For N <= K this is the orthogonal projection of the query on the span of the written encodings.
     """
     _check_matrix("queries", queries, memory.shape[1])
-    return queries @ torch.linalg.pinv(memory) @ memory
+    readouts: Tensor = queries @ torch.linalg.pinv(memory) @ memory
+    return readouts
 
 
 def sampled_read(queries: Tensor, memory: Tensor, sigma_w: float, generator: torch.Generator) -> Tensor:
     """Algorithm 1, read with W ~ N(Z_q M^+, sigma_w^2 I). The noise comes from `generator`, never from global state."""
     _check_matrix("queries", queries, memory.shape[1])
-    weights = queries @ torch.linalg.pinv(memory)
+    weights: Tensor = queries @ torch.linalg.pinv(memory)
     noise = torch.randn(weights.shape, generator=generator, dtype=weights.dtype, device=weights.device)
     return (weights + sigma_w * noise) @ memory
 
@@ -65,7 +67,7 @@ def sequential_update(state: RecursiveMemory, weights: Tensor, encodings: Tensor
     _check_matrix("weights", weights, state.cov.shape[0])
     _check_matrix("encodings", encodings, state.memory.shape[1])
     cov = state.cov + alpha * weights.T @ weights
-    gain = torch.linalg.solve(cov, weights.T)  # (K, N)
+    gain: Tensor = torch.linalg.solve(cov, weights.T)  # (K, N)
     return RecursiveMemory(state.memory + alpha * gain @ (encodings - weights @ state.memory), cov)
 
 
@@ -84,7 +86,8 @@ def replace(state: RecursiveMemory, weights: Tensor, old: Tensor, new: Tensor) -
 def rescale_readout(readouts: Tensor, norm: float) -> Tensor:
     """Readouts (N, C) scaled to length `norm`: projection shortens them (arXiv:2407.16908 multiplies by 3 to 4)."""
     lengths = readouts.norm(dim=1, keepdim=True).clamp_min(torch.finfo(readouts.dtype).tiny)
-    return readouts * (norm / lengths)
+    scaled: Tensor = readouts * (norm / lengths)
+    return scaled
 
 
 def _check_matrix(name: str, matrix: Tensor, columns: int) -> None:

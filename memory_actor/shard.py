@@ -108,7 +108,7 @@ class Shard:
 
 
 def place(shards: Sequence[Shard], addresses: Tensor, rows: Sequence[int], collinearity_max: float) -> list[int | None]:
-    """For each of N facts (its parts consecutive in `addresses` (R, K) int8) the shard to hold it, or None for a new one.
+    """For each of N facts (parts consecutive in `addresses` (R, K) int8) the shard to hold it, or None for a new one.
 
     A fact goes to the first shard with room where no stored or just-placed row is nearly collinear with one of its
     own: collinear addresses would share a readout. Pure: nothing is added here.

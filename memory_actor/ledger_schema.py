@@ -19,6 +19,8 @@ APPLICATION_ID: Final = 0x4C4D5752
 
 metadata = sa.MetaData()
 
+_POSITION = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # there, INTEGER keys need no index of their own
+
 meta = sa.Table(
     "meta",
     metadata,
@@ -31,7 +33,7 @@ meta = sa.Table(
 actor_epoch = sa.Table(
     "actor_epoch",
     metadata,
-    sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("epoch", _POSITION, primary_key=True, autoincrement=False),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("started_at", sa.Double, nullable=False),
 )
@@ -100,7 +102,7 @@ idempotency = sa.Table(
 audit = sa.Table(
     "audit",
     metadata,
-    sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("position", _POSITION, primary_key=True, autoincrement=False),
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("tenant", sa.String(128), nullable=False),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, assert_never
 
 import sqlalchemy as sa
@@ -30,7 +31,6 @@ _EPOCH = sa.select(sa.func.max(actor_epoch.c.epoch))
 _AUDIT_HEAD = sa.select(audit.c.position, audit.c.hash).order_by(audit.c.position.desc()).limit(1)
 _TENANT = sa.select(tenant).where(tenant.c.name == sa.bindparam("of"))
 _FACTS_OF = sa.select(sa.func.count()).select_from(fact).where(fact.c.tenant == sa.bindparam("of"))
-_INSERT_TENANT = sa.insert(tenant)
 _UPDATE_TENANT = (
     sa.update(tenant)
     .where(tenant.c.name == sa.bindparam("of"))
@@ -39,10 +39,6 @@ _UPDATE_TENANT = (
 _DELETE_TENANT = sa.delete(tenant).where(tenant.c.name == sa.bindparam("of"))  # facts and tags go by cascade
 _DELETE_REPLIES = sa.delete(idempotency).where(idempotency.c.tenant == sa.bindparam("of"))
 _DELETE_FACT = sa.delete(fact).where(fact.c.tenant == sa.bindparam("of"), fact.c.fact_id == sa.bindparam("id"))
-_INSERT_FACT = sa.insert(fact)
-_INSERT_TAG = sa.insert(fact_tag)
-_INSERT_REPLY = sa.insert(idempotency)
-_INSERT_AUDIT = sa.insert(audit)
 
 _KINDS: Final = {
     TenantCreated: "tenant_created",
@@ -95,10 +91,10 @@ class GroupWriter:
         self._head: bytes = GENESIS if head is None else head[1]
         self._tenants: dict[str, TenantRow] = {}
         self._changed: set[str] = set()
-        self._facts: list[dict[str, Any]] = []
-        self._tags: list[dict[str, Any]] = []
-        self._replies: list[dict[str, Any]] = []
-        self._audit: list[dict[str, Any]] = []
+        self._facts: list[tuple[Any, ...]] = []
+        self._tags: list[tuple[Any, ...]] = []
+        self._replies: list[tuple[Any, ...]] = []
+        self._audit: list[tuple[Any, ...]] = []
 
     def add(self, entry: LedgerEntry) -> None:
         """Apply the entry's effect and remember its reply. Raises EffectRefused, RowDamaged, SQLAlchemyError."""
@@ -124,15 +120,15 @@ class GroupWriter:
         self._flush()
         if self._changed:
             rows = [pack_tenant(self._tenants[name]) for name in sorted(self._changed)]
-            columns = ("version", "next_seq", "checksum")
-            self._execute(_UPDATE_TENANT, [{"of": r["name"]} | {f"new_{c}": r[c] for c in columns} for r in rows])
-        self._execute(_INSERT_AUDIT, self._audit)
+            names = ("of", "new_version", "new_next_seq", "new_checksum")
+            self._delete_or_update(_UPDATE_TENANT, [dict(zip(names, (r[0], *r[4:]), strict=True)) for r in rows])
+        self._insert(audit, self._audit)
 
     # -- effects ------------------------------------------------------------------------------------------------
 
     def _create_tenant(self, effect: TenantCreated) -> None:
         row = TenantRow(effect.tenant, effect.retention, effect.salt, effect.created_at, version=0, next_seq=1)
-        self._execute(_INSERT_TENANT, [pack_tenant(row)])
+        self._insert(tenant, [pack_tenant(row)])
         self._tenants[effect.tenant] = row
         self._append_audit(effect.tenant, _KINDS[TenantCreated])
 
@@ -140,8 +136,8 @@ class GroupWriter:
         self._flush()
         row = self._tenant(effect.tenant)
         facts = self._connection.execute(_FACTS_OF, {"of": effect.tenant}).scalar_one()
-        self._execute(_DELETE_REPLIES, [{"of": effect.tenant}])
-        self._execute(_DELETE_TENANT, [{"of": effect.tenant}])
+        self._delete_or_update(_DELETE_REPLIES, [{"of": effect.tenant}])
+        self._delete_or_update(_DELETE_TENANT, [{"of": effect.tenant}])
         del self._tenants[effect.tenant]
         self._changed.discard(effect.tenant)
         self._append_audit(effect.tenant, _KINDS[TenantDeleted], ended=facts, version=row.version)
@@ -186,37 +182,39 @@ class GroupWriter:
                 raise EffectRefused(f"fact {stored.seq} of tenant {name!r} comes after position {next_seq - 1}")
             next_seq = stored.seq + 1
             self._facts.append(pack_fact(name, stored, self._config))
-            self._tags += [{"tenant": name, "seq": stored.seq, "tag": tag} for tag in dict.fromkeys(stored.tags)]
+            self._tags += [(name, stored.seq, tag) for tag in dict.fromkeys(stored.tags)]
         return next_seq
 
     def _delete_facts(self, name: str, fact_ids: tuple[str, ...]) -> None:
         if not fact_ids:
             return
         self._flush()
-        deleted = self._execute(_DELETE_FACT, [{"of": name, "id": fact_id} for fact_id in fact_ids])
+        deleted = self._delete_or_update(_DELETE_FACT, [{"of": name, "id": fact_id} for fact_id in fact_ids])
         if deleted != len(fact_ids):
             raise EffectRefused(f"tenant {name!r} has {deleted} of the {len(fact_ids)} facts to end")
 
     def _append_audit(self, name: str, kind: str, begun: int = 0, ended: int = 0, version: int = 0) -> None:
         self._position += 1
-        row = {
-            "position": self._position,
-            "at": float(self._now),
-            "epoch": self._epoch,
-            "tenant": name,
-            "kind": kind,
-            "facts_begun": begun,
-            "facts_ended": ended,
-            "version": version,
-        }
-        self._head = chain(self._head, row.values())
-        self._audit.append(row | {"hash": self._head})
+        row = (self._position, float(self._now), self._epoch, name, kind, begun, ended, version)
+        self._head = chain(self._head, row)
+        self._audit.append((*row, self._head))
 
     def _flush(self) -> None:
-        for statement, rows in ((_INSERT_FACT, self._facts), (_INSERT_TAG, self._tags), (_INSERT_REPLY, self._replies)):
-            self._execute(statement, rows)
+        for table, rows in ((fact, self._facts), (fact_tag, self._tags), (idempotency, self._replies)):
+            self._insert(table, rows)
             rows.clear()
 
-    def _execute(self, statement: sa.Executable, rows: list[dict[str, Any]]) -> int:
-        """Send `rows`, if any; returns how many rows of the table the statement touched."""
-        return self._connection.execute(statement, rows).rowcount if rows else 0
+    def _insert(self, table: sa.Table, rows: list[tuple[Any, ...]]) -> None:
+        """Insert complete rows, in column order. By the driver's own bulk call: Core would rebuild every row twice."""
+        if rows:
+            self._connection.exec_driver_sql(_insert_sql(self._connection.dialect, table), rows)
+
+    def _delete_or_update(self, statement: sa.Executable, rows: list[dict[str, Any]]) -> int:
+        """Send the statement once for each of `rows`; returns how many rows of the table it touched."""
+        return self._connection.execute(statement, rows).rowcount
+
+
+@lru_cache(maxsize=32)
+def _insert_sql(dialect: sa.Dialect, table: sa.Table) -> str:
+    """INSERT with one placeholder per column; the engine must have been made with a positional paramstyle."""
+    return str(sa.insert(table).compile(dialect=dialect))

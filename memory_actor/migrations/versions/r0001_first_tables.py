@@ -10,6 +10,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+_POSITION = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 
 def upgrade() -> None:
     """Create every table of the first release."""
@@ -21,7 +23,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "actor_epoch",
-        sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("epoch", _POSITION, primary_key=True, autoincrement=False),
         sa.Column("owner", sa.Text, nullable=False),
         sa.Column("started_at", sa.Double, nullable=False),
     )
@@ -49,7 +51,7 @@ def upgrade() -> None:
     op.create_index("idempotency_by_time", "idempotency", ["created_at"])
     op.create_table(
         "audit",
-        sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("position", _POSITION, primary_key=True, autoincrement=False),
         sa.Column("at", sa.Double, nullable=False),
         sa.Column("epoch", sa.BigInteger, nullable=False),
         sa.Column("tenant", sa.String(128), nullable=False),

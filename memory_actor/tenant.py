@@ -141,10 +141,10 @@ class TenantMemory:
             addresses = _stack(fact.addresses for fact in members)
             self._statistics_of(shard).write_(addresses, _stack(fact.latents for fact in members))
             for fact in members:
-                shard.add(fact.fact_id, torch.from_numpy(fact.addresses))
+                shard.add(fact.fact_id, _stack([fact.addresses]))
                 self.facts[fact.fact_id] = LiveFact(shard, fact.prompt_digest, fact.prompt_tokens, fact.target_tokens)
                 self.by_prompt.setdefault(fact.prompt_digest, []).append(fact.fact_id)
-                self._index.add(fact.fact_id, torch.from_numpy(fact.key))
+                self._index.add(fact.fact_id, torch.from_numpy(fact.key.astype(np.float32)))
             if shard.room == 0:
                 self._open.remove(shard)
                 self._freeze(shard)
@@ -219,7 +219,7 @@ class TenantMemory:
         started = time.perf_counter()
         if self.version < min_version:
             raise StaleMemory(self.name, self.version, min_version)
-        query = torch.from_numpy(np.asarray(key, dtype=np.float32))
+        query = torch.from_numpy(key.astype(np.float32))
         neighbour, version = self._nearest(query)
         scope_ms = (time.perf_counter() - started) * 1e3
         if neighbour is None or neighbour.score < self.config.scope_threshold:
@@ -245,7 +245,7 @@ class TenantMemory:
     def near(self, key: Float16Array, limit: int) -> list[Neighbour]:
         """Up to `limit` facts whose key is in scope of this one, best first."""
         with self.lock:
-            return self._index.within(torch.from_numpy(np.asarray(key)), self.config.scope_threshold, limit)
+            return self._index.within(torch.from_numpy(key.astype(np.float32)), self.config.scope_threshold, limit)
 
     def _nearest(self, query: Tensor) -> tuple[Neighbour | None, int]:
         """Nearest fact and the version it was seen at. The search runs beside the writer, its result is checked."""
@@ -297,5 +297,5 @@ def sums(config: MemoryConfig, facts: Sequence[StoredFact]) -> SufficientStatist
 
 
 def _stack(arrays: Iterable[np.ndarray[tuple[int, ...], np.dtype[np.int8]]]) -> Tensor:
-    """(P_i, X) int8 arrays on top of each other, as one tensor (R, X)."""
+    """(P_i, X) int8 arrays on top of each other, as one tensor (R, X); a copy, since stored arrays are read-only."""
     return torch.from_numpy(np.concatenate(list(arrays)))

@@ -56,10 +56,10 @@ class MemoryConfig:
     latent_size: int = 768  # C
     feature_map: str = "fourier"  # fourier | pinv | gaussian
     feature_map_seed: int = 0
-    feature_map_scale: float = 4.5  # fourier: standard deviation of G; gaussian: alpha; pinv: unused
+    feature_map_scale: float = 1.0  # fourier: standard deviation of G; gaussian: alpha; pinv: unused
     address_scale: int = 127  # w = round(phi / max|phi| * address_scale), int8
     latent_scale: int = 1  # z is stored as round(z * latent_scale), int8
-    ridge: float = 1e-4  # lambda, relative to the mean diagonal of one fact's w^T w
+    ridge: float = 1e-2  # lambda, in units of address_scale^2
     collinearity_max: float = 0.95  # |cosine| of two addresses above which they may not share a shard
     scope_threshold: float = 0.7  # cosine of query and stored key from which a query is in scope
     rows_per_fact_max: int = 8  # parts one fact may have

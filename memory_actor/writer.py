@@ -1,0 +1,217 @@
+"""The writer: one thread, one queue, group commit. The only place that changes tenants.
+
+Order of every change: plan (may refuse) -> one ledger transaction with fsync -> apply (may not refuse) -> reply.
+Whatever queued up while the previous commit was running is committed together, so a lone write never waits for
+company and a burst shares its fsyncs.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from memory_actor.errors import (
+    DeadlineExceeded,
+    IdempotencyKeyReused,
+    LarimarError,
+    LedgerFailed,
+    Overloaded,
+    Unavailable,
+)
+from memory_actor.types import Idempotency
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one command will do: commit `effect` (None: nothing to store), then `apply`, then answer `reply`."""
+
+    effect: Any
+    reply: Any
+    apply: Callable[[], None]
+
+
+@dataclass(slots=True)
+class Command:
+    """One mutating request on its way. `plan` runs on the writer thread and may raise LarimarError to refuse."""
+
+    tenant: str
+    plan: Callable[[Group], Plan]
+    facts: int = 1
+    idempotency: Idempotency | None = None
+    replay: Callable[[bytes], Any] | None = None  # stored reply -> reply
+    record: Callable[[Any], bytes] | None = None  # reply -> stored reply
+    timeout_s: float | None = None  # refuse, with nothing stored, when planning starts later than this
+    queued_at: float = 0.0  # set by `Writer.submit`
+    future: Future[Any] = field(default_factory=Future)
+
+
+class Group:
+    """Everything drafted for the commit in preparation. `drafts` is the planners' own space, one entry per tenant."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self.drafts: dict[str, Any] = {}
+        #: Tenants on which planning failed unexpectedly: nothing more is drafted on them in this commit.
+        self.broken: set[str] = set()
+
+
+class CommitLog(Protocol):
+    """What the writer needs of the ledger."""
+
+    def commit(self, entries: Sequence[Any], now: float) -> None: ...
+    def idempotent_reply(self, tenant: str, idempotency: Idempotency) -> bytes | None: ...
+
+
+class Writer:
+    """Runs commands in order. A storage error poisons it: every caller is told, `on_poison` ends the process."""
+
+    def __init__(
+        self,
+        log: CommitLog,
+        entry: Callable[[Any, Idempotency | None, bytes], Any],
+        *,
+        clock: Callable[[], float],
+        group_facts_max: int,
+        queue_max: int,
+        on_poison: Callable[[BaseException], None],
+    ) -> None:
+        self._log, self._entry, self._clock = log, entry, clock
+        self._group_facts_max, self._queue_max = group_facts_max, queue_max
+        self._on_poison = on_poison
+        self._queue: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._poison: LarimarError | None = None
+        self._thread = threading.Thread(target=self._run, name="larimar-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, command: Command) -> Future[Any]:
+        """Queue a command; its future resolves when it is durable and applied, or refused."""
+        if self._poison is not None:
+            raise self._poison
+        waiting = self._queue.qsize()
+        if waiting >= self._queue_max:
+            raise Overloaded("the memory actor", waiting, self._queue_max)
+        command.queued_at = self._clock()
+        self._queue.put(command)
+        return command.future
+
+    def close(self) -> None:
+        """Finish what is queued and stop."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._poison is None:
+            command = self._queue.get()
+            if command is None:
+                return
+            commands, stopping = self._gather(command)
+            self._commit(commands)
+            if stopping:
+                return
+
+    def _gather(self, first: Command) -> tuple[list[Command], bool]:
+        """The first command and those already waiting, up to `group_facts_max` facts; and whether to stop after."""
+        commands, facts = [first], first.facts
+        while facts < self._group_facts_max:
+            try:
+                command = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if command is None:
+                return commands, True
+            commands.append(command)
+            facts += command.facts
+        return commands, False
+
+    def _commit(self, commands: list[Command]) -> None:
+        group = Group(self._clock())
+        planned: list[tuple[Command, Plan]] = []
+        entries: list[Any] = []
+        replies: dict[tuple[str, str], tuple[Idempotency, bytes]] = {}  # of this very group
+        for command in commands:
+            if not command.future.set_running_or_notify_cancel():
+                continue
+            plan, fresh = self._plan_or_refuse(command, group, replies)
+            if plan is None:
+                continue
+            planned.append((command, plan))
+            if not fresh:
+                continue
+            reply = command.record(plan.reply) if command.record else b""
+            if command.idempotency is not None:
+                replies[command.tenant, command.idempotency.key] = (command.idempotency, reply)
+            if plan.effect is not None or command.idempotency is not None:
+                entries.append(self._entry(plan.effect, command.idempotency, reply))
+        try:
+            if entries:
+                self._log.commit(entries, group.now)
+            for _, plan in planned:
+                plan.apply()
+        except BaseException as error:  # noqa: BLE001 - nothing may be acknowledged after this; replay decides
+            self._fail(error, [command for command, _ in planned])
+            return
+        for command, plan in planned:
+            command.future.set_result(plan.reply)
+
+    def _plan_or_refuse(
+        self, command: Command, group: Group, replies: dict[tuple[str, str], tuple[Idempotency, bytes]]
+    ) -> tuple[Plan | None, bool]:
+        """The command's plan and whether it is new (not a replay); no plan when its caller was told of a refusal."""
+        try:
+            replayed = self._replayed(command, replies)
+            if replayed is not None:
+                return replayed, False
+            _check_admissible(command, group)
+            return command.plan(group), True
+        except LarimarError as refusal:
+            command.future.set_exception(refusal)
+        except Exception as bug:  # noqa: BLE001 - told to its caller; the half-made draft is used no further
+            group.broken.add(command.tenant)
+            command.future.set_exception(bug)
+        return None, False
+
+    def _replayed(self, command: Command, replies: dict[tuple[str, str], tuple[Idempotency, bytes]]) -> Plan | None:
+        """A plan that repeats the first reply to this idempotency key, or None when the key is new."""
+        given = command.idempotency
+        if given is None or command.replay is None:
+            return None
+        if (command.tenant, given.key) in replies:
+            first, stored = replies[command.tenant, given.key]
+            if (first.request_digest, first.endpoint) != (given.request_digest, given.endpoint):
+                raise IdempotencyKeyReused(first.endpoint)
+        else:
+            found = self._log.idempotent_reply(command.tenant, given)
+            if found is None:
+                return None
+            stored = found
+        return Plan(None, command.replay(stored), _nothing)
+
+    def _fail(self, error: BaseException, commands: list[Command]) -> None:
+        """Poison: tell every caller, waiting or not, and end the process."""
+        self._poison = error if isinstance(error, LarimarError) else LedgerFailed("of this actor", repr(error))
+        for command in commands:
+            command.future.set_exception(self._poison)
+        while True:
+            try:
+                waiting = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if waiting is not None:
+                waiting.future.set_exception(self._poison)
+        self._on_poison(error)
+
+
+def _check_admissible(command: Command, group: Group) -> None:
+    """Raise when the command waited too long, or its tenant's draft cannot be trusted."""
+    if command.timeout_s is not None and group.now - command.queued_at > command.timeout_s:
+        raise DeadlineExceeded("the request", command.timeout_s)
+    if command.tenant in group.broken:
+        raise Unavailable(f"tenant {command.tenant!r}", "an earlier request of the same commit failed")
+
+
+def _nothing() -> None:
+    """The change that a replayed reply makes."""

@@ -6,10 +6,14 @@ Everything here is a *process* setting and may change at restart. Secrets come f
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from memory_actor.errors import SettingsInvalid
 
 
 class Section(BaseModel):
@@ -103,3 +107,149 @@ class Settings(Section):
     decoder: DecoderSettings = DecoderSettings()
     bundle: BundleSettings = BundleSettings()
     ray: RaySettings = RaySettings()
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        """Ray's workers run in other folders, so a relative path or `~` must not reach them."""
+        return value.expanduser().absolute()
+
+
+# -- loading ----------------------------------------------------------------------------------------------------
+
+# The keys Ray Serve itself knows (2.60); Serve accepts unknown ones without a word, we do not.
+SERVE_KEYS = (
+    "proxy_location",
+    "http_options",
+    "grpc_options",
+    "controller_options",
+    "logging_config",
+    "tracing_config",
+    "applications",
+    "target_capacity",
+)
+SERVE_APPLICATION_KEYS = (
+    "name",
+    "route_prefix",
+    "import_path",
+    "runtime_env",
+    "host",
+    "port",
+    "deployments",
+    "autoscaling_policy",
+    "args",
+    "logging_config",
+    "external_scaler_enabled",
+)
+SERVE_HTTP_KEYS = (
+    "host",
+    "port",
+    "root_path",
+    "request_timeout_s",
+    "keep_alive_timeout_s",
+    "ssl_keyfile",
+    "ssl_certfile",
+    "ssl_keyfile_password",
+    "ssl_ca_certs",
+)
+IMPORT_PATH = "cluster.app:build_app"
+
+
+def load_settings(path: Path | None, overrides: Mapping[str, Any]) -> Settings:
+    """The settings of the Serve config file `path` (None: the defaults), with `overrides` on top.
+
+    Override keys are dotted paths such as `http.port`; a value of None leaves the setting as it is.
+    Raises: SettingsInvalid with the key's path and, for an unknown key, the nearest valid one.
+    """
+    if path is None:
+        return settings_from(overrides, "settings")
+    return settings_from({**_application_args(path), **overrides}, f"{path}: applications[0].args")
+
+
+def settings_from(args: Mapping[str, Any], where: str) -> Settings:
+    """Validate `args`, whose keys may be dotted paths. `where` begins the key's path in an error.
+
+    Raises: SettingsInvalid.
+    """
+    try:
+        return Settings.model_validate(_expand(args, where))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        loc = [str(item) for item in problem["loc"]]
+        if problem["type"] == "extra_forbidden":
+            raise SettingsInvalid(where, unknown_key(".".join(loc), loc[-1], _valid_keys(loc[:-1]))) from None
+        raise SettingsInvalid(where, f"{'.'.join(loc)}: {problem['msg']}, got {problem['input']!r}") from None
+
+
+def unknown_key(path: str, key: str, valid: Iterable[str]) -> str:
+    """A sentence that names the unknown key `path` and the nearest of the valid ones."""
+    valid = list(valid)
+    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(valid)}"
+    return f"unknown key {path!r}; {hint}"
+
+
+def _expand(args: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`{"http.port": 1, "http": {"host": 2}}` as `{"http": {"port": 1, "host": 2}}`; later keys win."""
+    tree: dict[str, Any] = {}
+    for dotted, value in args.items():
+        if value is None:
+            continue
+        *parents, leaf = str(dotted).split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise SettingsInvalid(where, f"{dotted}: {parent!r} is a value, not a section")
+        if isinstance(value, Mapping) and isinstance(node.get(leaf), dict):
+            node[leaf] = {**node[leaf], **value}
+        else:
+            node[leaf] = dict(value) if isinstance(value, Mapping) else value
+    return tree
+
+
+def _valid_keys(loc: list[str]) -> list[str]:
+    model: Any = Settings
+    for name in loc:
+        model = model.model_fields[name].annotation
+    return list(model.model_fields)
+
+
+def _application_args(path: Path) -> dict[str, Any]:
+    """The `args` of the one application in the Serve config `path`, everything around them checked."""
+    import yaml  # noqa: PLC0415 - processes that get their settings from another process never read a file
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsInvalid(path, error.strerror or "cannot be read") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(path, f"is not valid YAML: {' '.join(str(error).split())}") from error
+    root = _checked(path, "", content, SERVE_KEYS)
+    applications = root.get("applications")
+    if not isinstance(applications, list) or len(applications) != 1:
+        raise SettingsInvalid(path, "applications: exactly one application is expected")
+    application = _checked(path, "applications[0]", applications[0], SERVE_APPLICATION_KEYS)
+    if application.get("import_path") != IMPORT_PATH:
+        raise SettingsInvalid(path, f"applications[0].import_path: must be {IMPORT_PATH!r}")
+    args = _checked(path, "applications[0].args", application.get("args") or {}, None)
+    _check_http_agrees(path, _checked(path, "http_options", root.get("http_options") or {}, SERVE_HTTP_KEYS), args)
+    return args
+
+
+def _checked(path: Path, where: str, section: object, valid: Sequence[str] | None) -> dict[str, Any]:
+    if not isinstance(section, dict):
+        raise SettingsInvalid(path, f"{where or 'the file'}: a mapping is expected, got {type(section).__name__}")
+    for key in section:
+        if valid is not None and key not in valid:
+            raise SettingsInvalid(path, unknown_key(f"{where}.{key}".lstrip("."), str(key), valid))
+    return section
+
+
+def _check_http_agrees(path: Path, options: dict[str, Any], args: dict[str, Any]) -> None:
+    """Serve binds `http_options`, `larimar up` binds `args.http`: two different answers are a mistake."""
+    http = args.get("http")
+    for key in ("host", "port"):
+        if isinstance(http, dict) and key in options and http.get(key, options[key]) != options[key]:
+            problem = f"http_options.{key} is {options[key]!r} but applications[0].args.http.{key} is {http[key]!r}"
+            raise SettingsInvalid(path, f"{problem}; both must name the same address")

@@ -238,3 +238,31 @@ class SettingsInvalid(StartupError):
     code, title = "settings_invalid", "Settings invalid"
     fields = ("path", "problem")
     template = "{path}: {problem}"
+
+
+class AlreadyRunning(StartupError):
+    code, title, http_status = "already_running", "Already running", 409
+    fields = ("url", "pid", "state_dir")
+    template = "the system of state folder {state_dir} already runs at {url} (process {pid}); 'larimar down' stops it"
+
+
+class ExposureRefused(StartupError):
+    code, title = "exposure_refused", "Will not listen beyond this machine"
+    fields = ("host",)
+    template = (
+        "http.host {host} is reachable from other machines, and Ray beside it would be too. Set RAY_AUTH_MODE=token "
+        "and put a firewall or TLS proxy in front, or keep http.host at 127.0.0.1"
+    )
+
+
+class StartupFailed(StartupError):
+    """A process did not come up; the reason is the first line of its own error."""
+
+    fields = ("what", "reason", "log")
+    template = "{what} did not start: {reason}. The whole story is in {log}"
+
+
+class NotRunning(LarimarError):
+    code, title, http_status = "not_running", "Not running", 503
+    fields = ("state_dir",)
+    template = "no system runs on state folder {state_dir}; start it with 'larimar up'"

@@ -77,10 +77,10 @@ class MemoryPart(Part):
     address_size: int = 512
     feature_map: str = "fourier"
     feature_map_seed: int = 0
-    feature_map_scale: float = 4.5
+    feature_map_scale: float = 1.0
     address_scale: int = 127
     latent_scale: int = 1
-    ridge: float = 1e-4
+    ridge: float = 1e-2
     collinearity_max: float = 0.95
 
 
@@ -90,6 +90,7 @@ class PromptPart(Part):
     answer_template: str = "Fact: {fact}\nQuestion: {prompt}\nAnswer:"
     complete_template: str = "{fact}.\n{prompt}"
     answer_bias: float = Field(default=12.0, ge=0, description="added to the logits of a recalled target's tokens")
+    end_bias: float = Field(default=0.0, ge=0, description="added to the end of turn once the target has been said")
 
 
 class Manifest(Part):

@@ -6,7 +6,7 @@ per row, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -70,6 +70,24 @@ class GenerationChunk:
     tokens: tuple[int, ...] = ()
     finish_reason: str | None = None
     ms: dict[str, float] = field(default_factory=dict)  # on the last chunk: queue, prefill, decode
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A whole generation: all its chunks in one."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    ms: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, chunks: Iterable[GenerationChunk]) -> Generation:
+        """Join the chunks of one generation; the last one has the finish reason and the times."""
+        parts = list(chunks)
+        last = parts[-1]
+        tokens = tuple(token for part in parts for token in part.tokens)
+        return cls("".join(part.text for part in parts), tokens, last.finish_reason or "stop", last.ms)
 
 
 class Encoder(Protocol):

@@ -254,7 +254,7 @@ class Ledger:
                     return self._connection.execute(statement, values).all()
             except sa.exc.DBAPIError as error:
                 if is_damage(error.orig):
-                    raise LedgerCorrupt(self.location, f"it cannot be read ({reason_of(error.orig)})") from error
+                    raise LedgerCorrupt(self.location, f"it cannot be read: {reason_of(error.orig)}") from error
                 raise LedgerFailed(self.location, reason_of(error.orig)) from error
 
     def _records(self, statement: sa.Select[Any], values: dict[str, Any]) -> list[FactRecord]:

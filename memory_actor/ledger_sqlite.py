@@ -11,7 +11,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -27,6 +27,16 @@ from memory_actor.ledger_schema import APPLICATION_ID, HEAD, actor_epoch, meta, 
 from memory_actor.types import MemoryConfig
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR})
+_REASONS = {
+    sqlite3.SQLITE_BUSY: "another process holds it",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
+    sqlite3.SQLITE_CONSTRAINT: "a row contradicts another",
+    sqlite3.SQLITE_CORRUPT: "its structure is damaged",
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_IOERR: "the disk reports an error",
+    sqlite3.SQLITE_NOTADB: "it is not a SQLite database",
+    sqlite3.SQLITE_READONLY: "it is read-only",
+}
 _IDENTITY = ("fingerprint", "key_size", "address_size", "latent_size", "address_scale", "latent_scale")
 _SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_stat%' ORDER BY type, name"
 
@@ -62,32 +72,35 @@ def open_sqlite(path: Path, config: MemoryConfig, owner: str, now: float) -> Ope
     _ensure_file(path)
     stage = _inspect(path, config)
     driver = _connect(path, stage)
-    engine = sa.create_engine(
-        "sqlite+pysqlite://",
-        creator=lambda: driver,
-        poolclass=StaticPool,
-        hide_parameters=True,
-        skip_autocommit_rollback=True,
-    )
-    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
-    try:
-        connection = engine.connect()
-        with connection.begin():
-            if stage is not _Stage.CURRENT:
-                _upgrade(connection)
-            if stage is _Stage.EMPTY:
-                _put_meta(connection, {"identity": _identity(config), "salt": secrets.token_bytes(32)})
-            if stage is not _Stage.CURRENT:
-                _put_meta(connection, {"schema": _schema_digest(connection.exec_driver_sql(_SCHEMA))})
-            salt = _get_meta(connection.execute(sa.select(meta)), str(path))["salt"]
-            epoch = (connection.execute(sa.select(sa.func.max(actor_epoch.c.epoch))).scalar() or 0) + 1
-            connection.execute(sa.insert(actor_epoch), {"epoch": epoch, "owner": owner, "started_at": float(now)})
-    except sa.exc.DBAPIError as error:
-        driver.close()
-        raise opening_error(path, error.orig) from error
-    except BaseException:
-        driver.close()
-        raise
+    with ExitStack() as undo:
+        undo.callback(driver.close)
+        engine = sa.create_engine(
+            "sqlite+pysqlite://", creator=lambda: driver, poolclass=StaticPool, hide_parameters=True
+        )
+        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        try:
+            connection = undo.enter_context(engine.connect())
+            with connection.begin():
+                opened = _take_over(connection, path, stage, config, owner=owner, now=now)
+        except sa.exc.DBAPIError as error:
+            raise opening_error(path, error.orig) from error
+        undo.pop_all()  # nothing failed: the connection stays
+    return opened
+
+
+def _take_over(
+    connection: sa.Connection, path: Path, stage: _Stage, config: MemoryConfig, *, owner: str, now: float
+) -> OpenedLedger:
+    """Create or migrate what is missing and take the next epoch, all in the caller's transaction."""
+    if stage is not _Stage.CURRENT:
+        _upgrade(connection)
+    if stage is _Stage.EMPTY:
+        _put_meta(connection, {"identity": _identity(config), "salt": secrets.token_bytes(32)})
+    if stage is not _Stage.CURRENT:
+        _put_meta(connection, {"schema": _schema_digest(connection.exec_driver_sql(_SCHEMA))})
+    salt = _get_meta(connection.execute(sa.select(meta)), str(path))["salt"]
+    epoch = (connection.execute(sa.select(sa.func.max(actor_epoch.c.epoch))).scalar() or 0) + 1
+    connection.execute(sa.insert(actor_epoch), {"epoch": epoch, "owner": owner, "started_at": float(now)})
     return OpenedLedger(connection, str(path), salt, epoch)
 
 
@@ -95,26 +108,25 @@ def open_sqlite(path: Path, config: MemoryConfig, owner: str, now: float) -> Ope
 
 
 def reason_of(error: BaseException | None) -> str:
-    """What the database says, without the statement's values: messages of the driver may quote stored text."""
-    name = getattr(error, "sqlite_errorname", None)
-    return (
-        str(error) if name is None and not isinstance(error, sqlite3.Error) else f"SQLite answers {name or 'nothing'}"
-    )
+    """What the database says, in our words: messages of the driver may quote stored text."""
+    code = getattr(error, "sqlite_errorcode", -1)
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    return f"{_REASONS[code & 0xFF]} ({name})" if code & 0xFF in _REASONS else name
 
 
 def is_damage(error: BaseException | None) -> bool:
     """Whether a failed read means that the file is not what was written (rather than that it cannot be reached)."""
-    if not isinstance(error, sqlite3.Error):
-        return False
-    code = getattr(error, "sqlite_errorcode", None)  # None: raised by the driver, for text that is not UTF-8
-    return code is None or code & 0xFF in _DAMAGE
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:  # raised by the driver itself, for text that is not UTF-8
+        return isinstance(error, (sqlite3.OperationalError, UnicodeDecodeError))
+    return code & 0xFF in _DAMAGE
 
 
 def opening_error(path: Path, error: BaseException | None) -> LarimarError:
     """The error for a failed open: damaged, in use, or not writable."""
     if is_damage(error):
-        return LedgerCorrupt(str(path), f"it cannot be read as a ledger ({reason_of(error)})")
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return LedgerCorrupt(str(path), f"it cannot be read as a ledger: {reason_of(error)}")
+    if getattr(error, "sqlite_errorcode", -1) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return StateFolderUnusable(
             str(path.parent),
             f"{path.name} is in use by another larimar process",
@@ -154,7 +166,7 @@ def _inspect(path: Path, config: MemoryConfig) -> _Stage:
     try:
         with closing(sqlite3.connect(_uri(path, mode), uri=True, timeout=0)) as driver:
             return _inspect_tables(driver, path, config)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the driver fails to decode messages that quote damaged text
         raise opening_error(path, error) from error
 
 

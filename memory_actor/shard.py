@@ -24,6 +24,8 @@ class Shard:
         self._device = torch.device(device)
         #: Addresses (K, K) int8, the first `rows` are live; on the host.
         self._addresses = torch.zeros(config.shard_rows_max, config.address_size, dtype=torch.int8)
+        #: Length of each stored address, so that comparing with it needs no second pass over the matrix.
+        self._lengths = torch.ones(config.shard_rows_max)
         self._row_facts: list[str] = []
         self._fact_rows: dict[str, list[int]] = {}
         #: Own sums while warm, None once frozen.
@@ -57,9 +59,8 @@ class Shard:
         """Largest |cosine| of each of N addresses (N, K) int8 with a row stored here, (N,) float32; 0 when empty."""
         if self.rows == 0:
             return torch.zeros(addresses.shape[0])
-        stored = torch.nn.functional.normalize(self._addresses[: self.rows].to(torch.float32), dim=1)
-        given = torch.nn.functional.normalize(addresses.to(torch.float32), dim=1)
-        return (given @ stored.T).abs().max(dim=1).values
+        products = _unit(addresses) @ self._addresses[: self.rows].to(torch.float32).T  # (N, rows)
+        return products.abs_().div_(self._lengths[: self.rows]).max(dim=1).values
 
     def add(self, fact_id: str, addresses: Tensor) -> None:
         """Take in one fact's rows, addresses (P, K) int8. The caller adds to `statistics` (in bulk)."""
@@ -68,6 +69,7 @@ class Shard:
             raise ValueError(f"{count} rows do not fit into the {self.room} left")
         start = self.rows
         self._addresses[start : start + count] = addresses
+        self._lengths[start : start + count] = addresses.to(torch.float32).norm(dim=1).clamp_min(1.0)
         self._row_facts.extend([fact_id] * count)
         self._fact_rows[fact_id] = list(range(start, start + count))
         self.changes += 1
@@ -78,7 +80,7 @@ class Shard:
             last = len(self._row_facts) - 1
             moved = self._row_facts.pop()
             if row != last:
-                self._addresses[row] = self._addresses[last]
+                self._addresses[row], self._lengths[row] = self._addresses[last], self._lengths[last]
                 self._row_facts[row] = moved
                 rows = self._fact_rows[moved]
                 rows[rows.index(last)] = row
@@ -113,9 +115,9 @@ def place(shards: Sequence[Shard], addresses: Tensor, rows: Sequence[int], colli
     A fact goes to the first shard with room where no stored or just-placed row is nearly collinear with one of its
     own: collinear addresses would share a readout. Pure: nothing is added here.
     """
-    unit = torch.nn.functional.normalize(addresses.to(torch.float32), dim=1)
+    unit = _unit(addresses)
     among = (unit @ unit.T).abs()
-    stored = [shard.overlap(addresses) for shard in shards]
+    stored = [shard.overlap(addresses).tolist() for shard in shards]
     room = [shard.room for shard in shards]
     members: list[list[int]] = [[] for _ in shards]
     placed: list[int | None] = []
@@ -125,7 +127,7 @@ def place(shards: Sequence[Shard], addresses: Tensor, rows: Sequence[int], colli
         start += count
         choice = None
         for index in range(len(shards)):
-            if room[index] < count or any(float(stored[index][row]) > collinearity_max for row in own):
+            if room[index] < count or any(stored[index][row] > collinearity_max for row in own):
                 continue
             if members[index] and float(among[own.start : own.stop][:, members[index]].max()) > collinearity_max:
                 continue
@@ -135,3 +137,8 @@ def place(shards: Sequence[Shard], addresses: Tensor, rows: Sequence[int], colli
             break
         placed.append(choice)
     return placed
+
+
+def _unit(addresses: Tensor) -> Tensor:
+    """Addresses (N, K) int8 as float32 rows of length one."""
+    return torch.nn.functional.normalize(addresses.to(torch.float32), dim=1)

@@ -44,13 +44,12 @@ class MemorySettings(Section):
     num_gpus: float = Field(0, ge=0, description="GPU share per memory actor")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     reader_threads: int = Field(2, ge=1)
-    torch_threads: int = Field(2, ge=1)
+    torch_threads: int = Field(1, ge=1, description="more pay off only when cores are idle: small products wait on each other")
 
 
 class LedgerSettings(Section):
     url: str | None = Field(None, description="None: SQLite files in the state folder, one per memory actor")
     group_facts_max: int = Field(256, ge=1, description="facts committed in one transaction at most")
-    group_wait_ms: float = Field(2, ge=0, description="longest wait for company before a commit, when busy")
     idempotency_hours: float = Field(24, gt=0, description="how long replies are kept for replays")
     queue_max: int = Field(1024, ge=1, description="writes waiting at one actor before it answers 503")
 

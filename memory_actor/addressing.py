@@ -142,4 +142,6 @@ class Addressing:
         """The addresses (P, K) of a fact's `count` parts, from the address (K,) of its first part."""
         if not 1 <= count <= self._config.rows_per_fact_max:
             raise ValueError(f"a fact has 1 to {self._config.rows_per_fact_max} parts, got {count}")
+        if count == 1:  # nearly every fact; the first permutation is the identity
+            return address.unsqueeze(0)
         return address[self._parts[:count]]

@@ -1,0 +1,136 @@
+"""What the gateway calls, as protocols. Ray stands behind them in `cluster/handles.py`, fakes in the unit tests.
+
+Dimension legend: N facts or queries, D key size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Protocol
+
+from memory_actor.types import (
+    EncodedFacts,
+    EngineStatus,
+    FactPage,
+    FactRecord,
+    FactText,
+    Float16Array,
+    ForgetReceipt,
+    Idempotency,
+    ReadMode,
+    Recall,
+    Retention,
+    Selector,
+    TenantSummary,
+    Verification,
+    WriteReply,
+)
+from workers.ports import Generation, GenerationChunk, GenerationRequest
+
+
+class CallLost(Exception):
+    """The callee stopped answering: the call may or may not have been carried out. Never leaves the router."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(what, reason)
+        self.what = what
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}"
+
+
+class MemoryPort(Protocol):
+    """One memory actor. Every method raises LarimarError when refused and CallLost when nobody answered."""
+
+    async def create_tenant(self, name: str, retention: Retention, idempotency: Idempotency) -> TenantSummary: ...
+
+    async def delete_tenant(self, name: str, idempotency: Idempotency) -> TenantSummary: ...
+
+    async def tenants(self) -> list[TenantSummary]: ...
+
+    async def tenant(self, name: str) -> TenantSummary: ...
+
+    async def write(
+        self,
+        tenant: str,
+        facts: Sequence[FactText],
+        encoded: EncodedFacts,
+        idempotency: Idempotency,
+        timeout_s: float | None,
+    ) -> WriteReply: ...
+
+    async def forget(
+        self, tenant: str, fact_ids: Sequence[str], dry_run: bool, idempotency: Idempotency | None
+    ) -> ForgetReceipt: ...
+
+    async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]: ...
+
+    async def recall(self, tenant: str, key: Float16Array, mode: ReadMode, min_version: int) -> Recall:
+        """Read with the key (D,) of one query."""
+        ...
+
+    async def verify(self, tenant: str) -> Verification: ...
+
+    async def facts(self, tenant: str, after: int, limit: int) -> FactPage: ...
+
+    async def fact(self, tenant: str, fact_id: str) -> FactRecord: ...
+
+    async def status(self) -> EngineStatus: ...
+
+
+class MemoryDirectory(Protocol):
+    """All memory actors, and which of them owns a tenant."""
+
+    def owner_of(self, tenant: str) -> MemoryPort: ...
+
+    def everyone(self) -> Sequence[MemoryPort]: ...
+
+
+class EncoderPort(Protocol):
+    """Texts to numbers. Pure: a lost call may be repeated."""
+
+    async def encode_facts(self, facts: Sequence[FactText]) -> EncodedFacts: ...
+
+    async def encode_queries(self, texts: Sequence[str]) -> Float16Array:
+        """N queries to (N, D) float16 keys of unit norm."""
+        ...
+
+    async def status(self) -> dict[str, Any]: ...
+
+
+class DecoderPort(Protocol):
+    """Prompts, conditioned or not, to text. Pure: a call lost before its first chunk may be repeated."""
+
+    async def generate(self, request: GenerationRequest) -> Generation: ...
+
+    def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]: ...
+
+    async def status(self) -> dict[str, Any]: ...
+
+
+class PrincipalPort(Protocol):
+    """Who a key belongs to. `tenant` is None for the admin."""
+
+    @property
+    def tenant(self) -> str | None: ...
+
+    def require_admin(self, action: str) -> None:
+        """Raises Forbidden."""
+        ...
+
+    def require_tenant(self, name: str) -> None:
+        """Raises NotFound: a foreign tenant looks like a missing one."""
+        ...
+
+
+class KeysPort(Protocol):
+    """API keys. Synchronous: what may touch the disk is called in a thread."""
+
+    def authenticate(self, authorization: str | None, now: float) -> PrincipalPort:
+        """Raises Unauthenticated."""
+        ...
+
+    def issue(self, tenant: str, now: float) -> str: ...
+
+    def revoke_tenant(self, tenant: str, now: float) -> Any: ...

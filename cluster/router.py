@@ -1,0 +1,402 @@
+"""The order of calls behind each operation: encoder, memory, decoder. Knows neither HTTP nor Ray.
+
+Changes are shielded: once a change is on its way to the memory, a client that goes away does not stop it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from cluster.patience import Deadline, Patience
+from cluster.ports import CallLost, DecoderPort, EncoderPort, MemoryDirectory, MemoryPort
+from memory_actor.errors import DeadlineExceeded, InvalidField, LarimarError, NotFound, StaleMemory, Unavailable
+from memory_actor.types import (
+    EncodedFacts,
+    FactPage,
+    FactRecord,
+    FactText,
+    ForgetReceipt,
+    Idempotency,
+    ReadMode,
+    Recall,
+    Retention,
+    Selector,
+    TenantSummary,
+    Verification,
+    WriteReply,
+    as_plain,
+)
+from workers.ports import Generation, GenerationChunk, GenerationRequest
+
+T = TypeVar("T")
+
+UNKNOWN = "unknown"  # what a retracted fact answers, as in the paper
+MEMORY, ENCODER, DECODER = "the memory actor", "the encoder", "the decoder"
+STATUS_TIMEOUT_S = 1.0
+
+
+class Stages:
+    """Milliseconds by stage of one request."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[stage] = round((time.perf_counter() - started) * 1e3, 3)
+
+    def add(self, stage: str, ms: float) -> None:
+        self.ms[stage] = round(ms, 3)
+
+    def done(self) -> dict[str, float]:
+        self.add("total", (time.perf_counter() - self._started) * 1e3)
+        return self.ms
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question to a tenant's memory and the decoder. `memory` False asks the base model alone."""
+
+    generation: GenerationRequest
+    memory: bool = True
+    read: ReadMode = ReadMode.SNAP
+    min_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`recall` is None when the memory was off."""
+
+    generation: Generation
+    recall: Recall | None
+    ms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Retraction:
+    """Facts superseded by others that answer "unknown"."""
+
+    retracted: tuple[str, ...]
+    written: WriteReply
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStream:
+    """A recall, and the text that follows. `stages` is complete after the last chunk."""
+
+    recall: Recall | None
+    chunks: AsyncGenerator[GenerationChunk, None]
+    stages: Stages
+
+
+class Router:
+    """Every operation of the API, in terms of the ports. Raises LarimarError only; anything else is a bug."""
+
+    def __init__(
+        self,
+        memory: MemoryDirectory,
+        encoder: EncoderPort,
+        decoder: DecoderPort,
+        *,
+        timeout_s: float,
+        patience: Patience | None = None,
+    ) -> None:
+        self._memory = memory
+        self._encoder = encoder
+        self._decoder = decoder
+        self._timeout_s = timeout_s
+        self._patience = patience or Patience()
+        self._shielded: set[asyncio.Task[Any]] = set()
+
+    # -- tenants ------------------------------------------------------------------------------------------------
+
+    async def create_tenant(self, name: str, retention: Retention, idempotency: Idempotency) -> TenantSummary:
+        memory = self._memory.owner_of(name)
+        return await self._change(lambda _: memory.create_tenant(name, retention, idempotency), self._deadline())
+
+    async def delete_tenant(self, name: str, idempotency: Idempotency) -> TenantSummary:
+        memory = self._memory.owner_of(name)
+        return await self._change(lambda _: memory.delete_tenant(name, idempotency), self._deadline())
+
+    async def tenants(self) -> list[TenantSummary]:
+        """All tenants of all memory actors, by name."""
+        deadline = self._deadline()
+        lists = await asyncio.gather(*(self._tenants_of(actor, deadline) for actor in self._memory.everyone()))
+        return sorted((summary for part in lists for summary in part), key=lambda summary: summary.name)
+
+    async def _tenants_of(self, memory: MemoryPort, deadline: Deadline) -> list[TenantSummary]:
+        return await self._ask(lambda _: memory.tenants(), deadline)
+
+    async def tenant(self, name: str) -> TenantSummary:
+        memory = self._memory.owner_of(name)
+        return await self._ask(lambda _: memory.tenant(name), self._deadline())
+
+    # -- facts --------------------------------------------------------------------------------------------------
+
+    async def write(self, tenant: str, facts: Sequence[FactText], idempotency: Idempotency) -> WriteReply:
+        """Encode, then store: durable and visible when this returns. Refusals of the encoder change nothing."""
+        stages, deadline = Stages(), self._deadline()
+        with stages.timed("encode"):
+            encoded = await self._encode(lambda: self._encoder.encode_facts(facts), deadline)
+        memory = self._memory.owner_of(tenant)
+        with stages.timed("memory"):
+            reply = await self._change(
+                lambda left_s: memory.write(tenant, facts, encoded, idempotency, left_s), deadline
+            )
+        return replace(reply, ms=stages.done())
+
+    async def facts(self, tenant: str, after: int, limit: int) -> FactPage:
+        memory = self._memory.owner_of(tenant)
+        return await self._ask(lambda _: memory.facts(tenant, after, limit), self._deadline())
+
+    async def fact(self, tenant: str, fact_id: str) -> FactRecord:
+        memory = self._memory.owner_of(tenant)
+        return await self._ask(lambda _: memory.fact(tenant, fact_id), self._deadline())
+
+    async def verify(self, tenant: str) -> Verification:
+        memory = self._memory.owner_of(tenant)
+        return await self._ask(lambda _: memory.verify(tenant), self._deadline())
+
+    # -- forgetting ---------------------------------------------------------------------------------------------
+
+    async def forget(self, tenant: str, fact_ids: Sequence[str], idempotency: Idempotency) -> ForgetReceipt:
+        stages, memory = Stages(), self._memory.owner_of(tenant)
+        with stages.timed("memory"):
+            receipt = await self._change(
+                lambda _: memory.forget(tenant, fact_ids, False, idempotency), self._deadline()
+            )
+        return replace(receipt, ms=stages.done())
+
+    async def forget_dry_run(self, tenant: str, fact_ids: Sequence[str]) -> ForgetReceipt:
+        stages, memory = Stages(), self._memory.owner_of(tenant)
+        with stages.timed("memory"):
+            receipt = await self._ask(lambda _: memory.forget(tenant, fact_ids, True, None), self._deadline())
+        return replace(receipt, ms=stages.done())
+
+    async def preview(
+        self,
+        tenant: str,
+        *,
+        query: str | None = None,
+        tags: tuple[str, ...] | None = None,
+        before: float | None = None,
+        limit: int,
+    ) -> list[FactRecord]:
+        """The facts that exactly one of `query`, `tags`, `before` (seconds since the epoch) is about."""
+        deadline, memory = self._deadline(), self._memory.owner_of(tenant)
+        selector = Selector(tags=tags, before=before)
+        if query is not None:
+            keys = await self._encode(lambda: self._encoder.encode_queries([query]), deadline)
+            selector = Selector(key=keys[0])
+        return await self._ask(lambda _: memory.select(tenant, selector, limit), deadline)
+
+    async def retract(self, tenant: str, fact_ids: Sequence[str], idempotency: Idempotency) -> Retraction:
+        """Write "unknown" over prompt-target facts. Raises InvalidField naming every id that has no such text."""
+        deadline, memory = self._deadline(), self._memory.owner_of(tenant)
+        found = await asyncio.gather(*(self._found(memory, tenant, fact_id, deadline) for fact_id in fact_ids))
+        if any(record is None for record in found):
+            replayed = await self._replayed_write(memory, tenant, idempotency, deadline)
+            if replayed is not None:
+                return Retraction(tuple(fact_ids), replayed)
+        written = await self.write(tenant, _unknowns(fact_ids, found), idempotency)
+        return Retraction(tuple(fact_ids), written)
+
+    async def _found(self, memory: MemoryPort, tenant: str, fact_id: str, deadline: Deadline) -> FactRecord | None:
+        try:
+            return await self._ask(lambda _: memory.fact(tenant, fact_id), deadline)
+        except NotFound as missing:
+            if missing.args[0] != "fact":
+                raise
+            return None
+
+    async def _replayed_write(
+        self, memory: MemoryPort, tenant: str, idempotency: Idempotency, deadline: Deadline
+    ) -> WriteReply | None:
+        """The stored reply to this idempotency key, if there is one.
+
+        A retraction whose reply was lost finds its facts superseded when it comes again. The ledger looks a key up
+        before it looks at the deadline, so a write whose deadline has passed is answered or refused, never applied.
+        """
+        try:
+            return await self._ask(lambda _: memory.write(tenant, [], _NOTHING, idempotency, -1.0), deadline)
+        except DeadlineExceeded:
+            return None
+
+    # -- queries ------------------------------------------------------------------------------------------------
+
+    async def query(self, tenant: str, query: Query) -> Answer:
+        stages, deadline = Stages(), self._deadline()
+        recall = await self._recall(tenant, query, stages, deadline)
+        request = _conditioned(query.generation, recall)
+        generation = await self._patience.insist(
+            lambda _: self._decoder.generate(request), what=DECODER, deadline=deadline
+        )
+        for stage in ("prefill", "decode"):
+            stages.add(stage, generation.ms.get(stage, 0.0))
+        return Answer(generation, recall, stages.done())
+
+    async def query_stream(self, tenant: str, query: Query) -> AnswerStream:
+        """The recall at once; the text as it is made. Close `chunks` to stop the decoder."""
+        stages, deadline = Stages(), self._deadline()
+        recall = await self._recall(tenant, query, stages, deadline)
+        return AnswerStream(recall, self._chunks(_conditioned(query.generation, recall), stages, deadline), stages)
+
+    async def _recall(self, tenant: str, query: Query, stages: Stages, deadline: Deadline) -> Recall | None:
+        if not query.memory:
+            return None
+        with stages.timed("encode"):
+            keys = await self._encode(lambda: self._encoder.encode_queries([query.generation.prompt]), deadline)
+        memory = self._memory.owner_of(tenant)
+
+        def ask(_: float) -> Awaitable[Recall]:
+            return memory.recall(tenant, keys[0], query.read, query.min_version)
+
+        with stages.timed("memory"):
+            try:
+                recall = await self._ask(ask, deadline)
+            except StaleMemory:
+                # A known address may be that of a superseded process; asking again looks the name up anew.
+                recall = await self._ask(ask, deadline)
+        stages.add("scope", recall.scope_ms)
+        stages.add("read", recall.read_ms)
+        return recall
+
+    async def _chunks(
+        self, request: GenerationRequest, stages: Stages, deadline: Deadline
+    ) -> AsyncGenerator[GenerationChunk, None]:
+        """The decoder's chunks. A decoder lost before its first chunk is asked again; afterwards Unavailable."""
+
+        async def start(_: float) -> tuple[AsyncGenerator[GenerationChunk, None], GenerationChunk]:
+            opened = self._decoder.stream(request)
+            return opened, await anext(opened)
+
+        opened, chunk = await self._patience.insist(start, what=DECODER, deadline=deadline)
+        async with aclosing(opened):
+            while True:
+                if chunk.finish_reason is not None:
+                    for stage in ("prefill", "decode"):
+                        stages.add(stage, chunk.ms.get(stage, 0.0))
+                    stages.done()
+                yield chunk
+                if chunk.finish_reason is not None:
+                    return
+                try:
+                    async with asyncio.timeout(deadline.left_s()):
+                        chunk = await anext(opened)
+                except (CallLost, StopAsyncIteration) as error:
+                    reason = error.reason if isinstance(error, CallLost) else "the answer broke off"
+                    raise Unavailable(DECODER, reason) from None
+                except TimeoutError:
+                    raise DeadlineExceeded("the rest of the answer", deadline.seconds) from None
+
+    # -- health -------------------------------------------------------------------------------------------------
+
+    async def status(self) -> dict[str, Any]:
+        """What each component says of itself: `memory` (a list), `encoder`, `decoder`; {"error": reason} if mute."""
+        actors = self._memory.everyone()
+        *memories, encoder, decoder = await asyncio.gather(
+            *(_within(actor.status(), MEMORY) for actor in actors),
+            _within(self._encoder.status(), ENCODER),
+            _within(self._decoder.status(), DECODER),
+        )
+        return {"memory": memories, "encoder": encoder, "decoder": decoder}
+
+    async def missing(self) -> list[str]:
+        """The components that do not answer; empty when ready."""
+        status = await self.status()
+        named = [(f"memory[{index}]", part) for index, part in enumerate(status["memory"])]
+        named += [("encoder", status["encoder"]), ("decoder", status["decoder"])]
+        return [name for name, part in named if "error" in part]
+
+    # -- calling ------------------------------------------------------------------------------------------------
+
+    def _deadline(self) -> Deadline:
+        return Deadline.after(self._timeout_s)
+
+    async def _encode(self, call: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
+        return await self._patience.insist(lambda _: call(), what=ENCODER, deadline=deadline)
+
+    async def _ask(self, call: Callable[[float], Awaitable[T]], deadline: Deadline) -> T:
+        return await self._patience.insist(call, what=MEMORY, deadline=deadline)
+
+    async def _change(self, call: Callable[[float], Awaitable[T]], deadline: Deadline) -> T:
+        return await self.shielded(self._patience.insist(call, what=MEMORY, deadline=deadline, changes_state=True))
+
+    async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`; cancelling the caller leaves it running to its end."""
+        task = asyncio.ensure_future(work)
+        self._shielded.add(task)  # the event loop itself keeps only a weak reference
+        task.add_done_callback(self._shielded.discard)
+        task.add_done_callback(_retrieve)
+        return await asyncio.shield(task)
+
+
+_NOTHING = EncodedFacts(
+    keys=np.zeros((0, 1), np.float16),
+    latents=np.zeros((0, 1), np.int8),
+    rows=np.zeros(0, np.int32),
+    prompt_tokens=np.zeros(0, np.int32),
+    target_tokens=np.zeros(0, np.int32),
+)
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Look at a finished task's exception, lest a caller that went away leaves it 'never retrieved'."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _conditioned(request: GenerationRequest, recall: Recall | None) -> GenerationRequest:
+    """The decoding job; out of scope it is the prompt alone, exactly as for the base model."""
+    if recall is None or not recall.in_scope or recall.readout is None:
+        return request
+    return replace(
+        request, readout=recall.readout, prompt_tokens=recall.prompt_tokens, target_tokens=recall.target_tokens
+    )
+
+
+def _unknowns(fact_ids: Sequence[str], found: Sequence[FactRecord | None]) -> list[FactText]:
+    """The facts that supersede `found`. Raises InvalidField naming every fact that cannot be retracted."""
+    problems = []
+    facts = []
+    for index, (fact_id, record) in enumerate(zip(fact_ids, found, strict=True)):
+        if record is None:
+            problems.append(_problem(index, fact_id, "does not exist"))
+        elif record.prompt is None:
+            problems.append(
+                _problem(index, fact_id, "its tenant keeps no text (retention 'latent'); forget it instead")
+            )
+        elif record.target is None:
+            problems.append(_problem(index, fact_id, "is a sentence without a target; forget it instead"))
+        else:
+            facts.append(FactText(record.prompt, UNKNOWN, record.tags))
+    if problems:
+        raise InvalidField(f"{len(problems)} of {len(fact_ids)} facts cannot be retracted", problems[:20])
+    return facts
+
+
+def _problem(index: int, fact_id: str, message: str) -> dict[str, Any]:
+    return {"loc": ["body", "ids", index], "msg": message, "got": fact_id}
+
+
+async def _within(status: Awaitable[Any], what: str) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(STATUS_TIMEOUT_S):
+            plain: dict[str, Any] = as_plain(await status)
+            return plain
+    except TimeoutError:
+        return {"error": f"{what} did not answer within {STATUS_TIMEOUT_S} s"}
+    except (CallLost, LarimarError) as error:
+        return {"error": str(error)}

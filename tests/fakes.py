@@ -1,0 +1,354 @@
+"""Fakes at the gateway's ports, for unit tests only: a memory of dicts, an encoder of hashes, a decoder of echoes."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import json
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from cluster.ports import CallLost
+from memory_actor.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    IdempotencyKeyReused,
+    NotFound,
+    StaleMemory,
+    TenantExists,
+    TextTooLong,
+    Unauthenticated,
+)
+from memory_actor.types import (
+    EncodedFacts,
+    EngineStatus,
+    FactPage,
+    FactRecord,
+    FactText,
+    Float16Array,
+    ForgetReceipt,
+    Idempotency,
+    ReadMode,
+    Recall,
+    Retention,
+    Selector,
+    TenantSummary,
+    Verification,
+    WriteReply,
+)
+from workers.ports import Generation, GenerationChunk, GenerationRequest
+
+KEY_SIZE, LATENT_SIZE = 16, 8
+NOW = 1_700_000_000.0
+
+
+def key_of(text: str) -> Float16Array:
+    """A unit vector (D,) that depends on the first word only, so that tests can rephrase."""
+    seed = int.from_bytes(hashlib.sha256(text.split()[0].lower().encode()).digest()[:4], "little")
+    vector = np.random.default_rng(seed).standard_normal(KEY_SIZE)
+    return (vector / np.linalg.norm(vector)).astype(np.float16)
+
+
+class FakeEncoder:
+    """Keys of first words. Texts of more than `words_max` words are refused."""
+
+    def __init__(self) -> None:
+        self.words_max = 100
+        self.calls = 0
+        self.fail: list[Exception] = []
+
+    async def encode_facts(self, facts: Sequence[FactText]) -> EncodedFacts:
+        keys = await self.encode_queries([fact.prompt for fact in facts])
+        n = len(facts)
+        ones = np.ones(n, np.int32)
+        return EncodedFacts(keys, np.ones((n, LATENT_SIZE), np.int8), ones, ones, ones)
+
+    async def encode_queries(self, texts: Sequence[str]) -> Float16Array:
+        self.calls += 1
+        if self.fail:
+            raise self.fail.pop(0)
+        for text in texts:
+            if len(text.split()) > self.words_max:
+                raise TextTooLong("the prompt", len(text.split()), self.words_max)
+        return np.stack([key_of(text) for text in texts])
+
+    async def status(self) -> dict[str, Any]:
+        if self.fail:
+            raise self.fail.pop(0)
+        return {"pid": os.getpid(), "model": "fake"}
+
+
+class FakeDecoder:
+    """Echoes the prompt word by word; says "recalled" first when a readout conditions it."""
+
+    def __init__(self) -> None:
+        self.requests: list[GenerationRequest] = []
+        self.fail: list[Exception] = []
+        self.fail_after_chunks: int | None = None
+        self.closed_streams = 0
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        chunks = [chunk async for chunk in self.stream(request)]
+        return Generation.of(chunks)
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]:
+        if self.fail:
+            raise self.fail.pop(0)
+        self.requests.append(request)
+        words = (["recalled"] if request.readout is not None else []) + request.prompt.split()
+        try:
+            for index, word in enumerate(words):
+                if index == self.fail_after_chunks:
+                    raise CallLost("the decoder", "ActorDiedError")
+                last = index == len(words) - 1
+                ms = {"queue": 0.1, "prefill": 1.0, "decode": 2.0} if last else {}
+                yield GenerationChunk(word + " ", (index,), "stop" if last else None, ms)
+        finally:
+            self.closed_streams += 1
+
+    async def status(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "model": "fake"}
+
+
+@dataclass
+class FakeTenant:
+    retention: Retention
+    facts: dict[str, FactRecord] = field(default_factory=dict)
+    keys: dict[str, Float16Array] = field(default_factory=dict)
+    version: int = 0
+    next_seq: int = 1
+
+
+class FakeMemory:
+    """A memory actor over dicts, with the ledger's idempotency. `before` and `after` inject faults into changes."""
+
+    def __init__(self) -> None:
+        self.tenants_by_name: dict[str, FakeTenant] = {}
+        self.replies: dict[tuple[str, str], tuple[Idempotency, Any]] = {}
+        self.before: list[Exception] = []  # raised, one per call, before anything is done
+        self.after: list[Exception] = []  # raised, one per change, after it is applied: the reply is lost
+        self.changes_applied = 0
+        self.hold: asyncio.Event | None = None  # a change waits for it before it is applied
+        self.entered = asyncio.Event()
+
+    def state(self) -> str:
+        """A digest of everything the fake holds."""
+        plain = {
+            name: (str(of.retention), of.version, sorted(of.facts)) for name, of in sorted(self.tenants_by_name.items())
+        }
+        return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+    def _fault(self) -> None:
+        if self.before:
+            raise self.before.pop(0)
+
+    def _tenant(self, name: str) -> FakeTenant:
+        if name not in self.tenants_by_name:
+            raise NotFound("tenant", name)
+        return self.tenants_by_name[name]
+
+    async def _once(
+        self, scope: str, given: Idempotency | None, apply: Callable[[], Any], timeout_s: float | None = None
+    ) -> Any:
+        self._fault()
+        self.entered.set()
+        if self.hold is not None:
+            await self.hold.wait()
+        if given is not None and (scope, given.key) in self.replies:
+            first, reply = self.replies[scope, given.key]
+            if first != given:
+                raise IdempotencyKeyReused(first.endpoint)
+            return replace(reply, replayed=True)
+        if timeout_s is not None and timeout_s < 0:
+            raise DeadlineExceeded("the request", timeout_s)
+        reply = apply()
+        self.changes_applied += 1
+        if given is not None:
+            self.replies[scope, given.key] = (given, reply)
+        if self.after:
+            raise self.after.pop(0)
+        return reply
+
+    def _summary(self, name: str, state_hash: str | None = None) -> TenantSummary:
+        of = self._tenant(name)
+        return TenantSummary(name, of.retention, NOW, len(of.facts), of.version, 1, state_hash)
+
+    def _hash(self, name: str) -> str:
+        return hashlib.sha256(json.dumps(sorted(self._tenant(name).facts)).encode()).hexdigest()
+
+    async def create_tenant(self, name: str, retention: Retention, idempotency: Idempotency) -> TenantSummary:
+        def apply() -> TenantSummary:
+            if name in self.tenants_by_name:
+                raise TenantExists(name)
+            self.tenants_by_name[name] = FakeTenant(retention)
+            return self._summary(name)
+
+        return await self._once("", idempotency, apply)  # type: ignore[no-any-return]
+
+    async def delete_tenant(self, name: str, idempotency: Idempotency) -> TenantSummary:
+        def apply() -> TenantSummary:
+            summary = self._summary(name)
+            del self.tenants_by_name[name]
+            return summary
+
+        return await self._once("", idempotency, apply)  # type: ignore[no-any-return]
+
+    async def tenants(self) -> list[TenantSummary]:
+        self._fault()
+        return [self._summary(name) for name in self.tenants_by_name]
+
+    async def tenant(self, name: str) -> TenantSummary:
+        self._fault()
+        return self._summary(name, self._hash(name) if name in self.tenants_by_name else None)
+
+    async def write(
+        self,
+        tenant: str,
+        facts: Sequence[FactText],
+        encoded: EncodedFacts,
+        idempotency: Idempotency,
+        timeout_s: float | None = None,
+    ) -> WriteReply:
+        def apply() -> WriteReply:
+            of = self._tenant(tenant)
+            assert len(encoded) == len(facts) > 0
+            ids: list[str] = []
+            superseded: list[str] = []
+            for fact, key in zip(facts, encoded.keys, strict=True):
+                same = [] if fact.keep_both else [i for i, old in of.facts.items() if old.prompt == fact.prompt]
+                for fact_id in same:
+                    del of.facts[fact_id]
+                superseded += same
+                fact_id = "f_" + hashlib.sha256(f"{tenant} {of.next_seq}".encode()).hexdigest()[:26]
+                of.facts[fact_id] = FactRecord(
+                    fact_id, of.next_seq, NOW, 1, fact.tags, same[-1] if same else None, fact.prompt, fact.target
+                )
+                if of.retention is Retention.LATENT:
+                    of.facts[fact_id] = replace(of.facts[fact_id], prompt=None, target=None)
+                of.keys[fact_id] = key
+                of.next_seq += 1
+                ids.append(fact_id)
+            of.version += 1
+            return WriteReply(tenant, tuple(ids), tuple(superseded), of.version)
+
+        return await self._once(tenant, idempotency, apply, timeout_s)  # type: ignore[no-any-return]
+
+    async def forget(
+        self, tenant: str, fact_ids: Sequence[str], dry_run: bool, idempotency: Idempotency | None
+    ) -> ForgetReceipt:
+        def apply() -> ForgetReceipt:
+            of = self._tenant(tenant)
+            before = self._hash(tenant)
+            kept = copy.deepcopy(of)
+            found = [fact_id for fact_id in fact_ids if of.facts.pop(fact_id, None)]
+            of.version += bool(found)
+            missing = tuple(fact_id for fact_id in fact_ids if fact_id not in found)
+            receipt = ForgetReceipt(
+                tenant, tuple(found), missing, before, self._hash(tenant), of.version, len(of.facts), dry_run
+            )
+            if dry_run:
+                self.tenants_by_name[tenant] = kept
+            return receipt
+
+        return await self._once(tenant, idempotency, apply)  # type: ignore[no-any-return]
+
+    async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]:
+        self._fault()
+        of = self._tenant(tenant)
+        if selector.key is not None:
+            near = [(i, float(key @ selector.key)) for i, key in of.keys.items() if i in of.facts]
+            return [replace(of.facts[i], score=score) for i, score in near if score > 0.9][:limit]
+        if selector.tags is not None:
+            return [fact for fact in of.facts.values() if set(selector.tags) <= set(fact.tags)][:limit]
+        assert selector.before is not None
+        return [fact for fact in of.facts.values() if fact.created_at < selector.before][:limit]
+
+    async def recall(self, tenant: str, key: Float16Array, mode: ReadMode, min_version: int) -> Recall:
+        self._fault()
+        of = self._tenant(tenant)
+        if of.version < min_version:
+            raise StaleMemory(tenant, of.version, min_version)
+        scored = [(float(of.keys[fact_id] @ key), fact_id) for fact_id in of.facts]
+        score, fact_id = max(scored, default=(0.0, ""))
+        if score < 0.9:
+            return Recall(tenant, of.version, False, score, scope_ms=0.2)
+        readout = np.ones((1, LATENT_SIZE), np.float32)
+        return Recall(tenant, of.version, True, score, fact_id, readout, 3, 1, 0.2, 0.3)
+
+    async def verify(self, tenant: str) -> Verification:
+        self._fault()
+        state_hash = self._hash(tenant)
+        of = self._tenant(tenant)
+        return Verification(tenant, True, state_hash, state_hash, len(of.facts), of.version, 1.0)
+
+    async def facts(self, tenant: str, after: int, limit: int) -> FactPage:
+        self._fault()
+        later = [fact for fact in self._tenant(tenant).facts.values() if fact.seq > after]
+        return FactPage(tuple(later[:limit]), later[limit - 1].seq if len(later) > limit else None)
+
+    async def fact(self, tenant: str, fact_id: str) -> FactRecord:
+        self._fault()
+        if fact_id not in self._tenant(tenant).facts:
+            raise NotFound("fact", fact_id)
+        return self._tenant(tenant).facts[fact_id]
+
+    async def status(self) -> EngineStatus:
+        self._fault()
+        return EngineStatus(0, os.getpid(), 1, len(self.tenants_by_name), 0, 0, 0.0, 1.0, "fake", "cpu")
+
+
+class FakeDirectory:
+    """Two memory actors; tenants are spread by the parity of their first letter."""
+
+    def __init__(self) -> None:
+        self.actors = [FakeMemory(), FakeMemory()]
+
+    def owner_of(self, tenant: str) -> FakeMemory:
+        return self.actors[ord(tenant[0]) % 2]
+
+    def everyone(self) -> Sequence[FakeMemory]:
+        return self.actors
+
+    def state(self) -> tuple[str, ...]:
+        return tuple(actor.state() for actor in self.actors)
+
+
+@dataclass(frozen=True)
+class FakePrincipal:
+    tenant: str | None
+
+    def require_admin(self, action: str) -> None:
+        if self.tenant is not None:
+            raise Forbidden(action)
+
+    def require_tenant(self, name: str) -> None:
+        if self.tenant not in {None, name}:
+            raise NotFound("tenant", name)
+
+
+class FakeKeys:
+    """Keys in a dict: `admin` is the admin's."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, str | None] = {"admin": None}
+        self.issued = 0
+
+    def authenticate(self, authorization: str | None, now: float) -> FakePrincipal:
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme != "Bearer" or key not in self.keys:
+            raise Unauthenticated
+        return FakePrincipal(self.keys[key])
+
+    def issue(self, tenant: str, now: float) -> str:
+        self.issued += 1
+        key = f"key-{tenant}-{self.issued}"
+        self.keys[key] = tenant
+        return key
+
+    def revoke_tenant(self, tenant: str, now: float) -> None:
+        self.keys = {key: owner for key, owner in self.keys.items() if owner != tenant}

@@ -1,0 +1,81 @@
+"""Facts to keys and latents, for several callers in one pass: the plain object behind the encoder deployment.
+
+Dimension legend: N facts or texts of one call, D key size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from memory_actor.errors import LarimarError
+from memory_actor.types import EncodedFacts, FactText, Float16Array
+from workers.bundle import Bundle
+from workers.ports import EncodedContent
+from workers.sentence_encoder import SentenceEncoder, TokenIds
+from workers.token_codec import TokenCodec
+
+
+class FactEncoder:
+    """Encoder and codec of one bundle. The key of a fact is the key of its prompt; a sentence is its own prompt.
+
+    Each call gets its result or its own error; a text that is refused never fails the company it came in.
+    """
+
+    def __init__(self, encoder: SentenceEncoder, codec: TokenCodec) -> None:
+        self._encoder = encoder
+        self._codec = codec
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, device: str = "auto", batch_texts_max: int = 64) -> FactEncoder:
+        encoder = SentenceEncoder.from_bundle(bundle, device=device, batch_texts_max=batch_texts_max)
+        return cls(encoder, TokenCodec.from_bundle(bundle))
+
+    def encode_facts(self, calls: Sequence[Sequence[FactText]]) -> list[EncodedFacts | LarimarError]:
+        """Each call's facts to keys float16 and latents. Errors: TextTooLong with the fact's index in its call."""
+        contents: list[EncodedContent | LarimarError] = []
+        for facts in calls:
+            try:
+                contents.append(self._codec.encode(facts))
+            except LarimarError as error:
+                contents.append(error)
+        keys = self._keys([[fact.prompt for fact in facts] for facts in calls], "prompt of fact")
+        return [_join(key, content) for key, content in zip(keys, contents, strict=True)]
+
+    def encode_queries(self, calls: Sequence[Sequence[str]]) -> list[Float16Array | LarimarError]:
+        """Each call's texts to keys (N, D) float16. Errors: TextTooLong with the text's index in its call."""
+        return self._keys(calls, "query")
+
+    def _keys(self, calls: Sequence[Sequence[str]], what: str) -> list[Float16Array | LarimarError]:
+        tokens: list[list[TokenIds] | LarimarError] = []
+        for texts in calls:
+            try:
+                tokens.append(self._encoder.tokenize(texts, what))
+            except LarimarError as error:
+                tokens.append(error)
+        flat = [ids for call in tokens if not isinstance(call, LarimarError) for ids in call]
+        keys = self._encoder.embed(flat).astype(np.float16)
+        results: list[Float16Array | LarimarError] = []
+        start = 0
+        for call in tokens:
+            if isinstance(call, LarimarError):
+                results.append(call)
+            else:
+                results.append(keys[start : start + len(call)])
+                start += len(call)
+        return results
+
+
+def _join(key: Float16Array | LarimarError, content: EncodedContent | LarimarError) -> EncodedFacts | LarimarError:
+    if isinstance(content, LarimarError):
+        return content
+    if isinstance(key, LarimarError):
+        return key
+    return EncodedFacts(
+        keys=key,
+        latents=content.latents,
+        rows=content.rows,
+        prompt_tokens=content.prompt_tokens,
+        target_tokens=content.target_tokens,
+    )

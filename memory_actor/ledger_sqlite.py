@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -25,6 +25,9 @@ from memory_actor.errors import BundleMismatch, LarimarError, LedgerCorrupt, Sta
 from memory_actor.ledger_rows import checksum
 from memory_actor.ledger_schema import APPLICATION_ID, HEAD, actor_epoch, meta, metadata
 from memory_actor.types import MemoryConfig
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR})
 _REASONS = {
@@ -86,6 +89,15 @@ def open_sqlite(path: Path, config: MemoryConfig, owner: str, now: float) -> Ope
             raise opening_error(path, error.orig) from error
         undo.pop_all()  # nothing failed: the connection stays
     return opened
+
+
+def check_sqlite(path: Path, config: MemoryConfig) -> None:
+    """Refuse what `open_sqlite` would refuse about an existing ledger file; nothing is changed, locked or created.
+
+    Raises LedgerCorrupt, BundleMismatch, StateFolderUnusable.
+    """
+    if path.exists():
+        _inspect(path.absolute(), config)
 
 
 def _take_over(
@@ -236,7 +248,7 @@ def _require_wal(driver: sqlite3.Connection, path: Path) -> None:
 # -- migrations (Alembic costs 0.3 s to import, so only when there is something to migrate) -------------------------
 
 
-def _alembic_config() -> Any:
+def _alembic_config() -> Config:
     from alembic.config import Config  # noqa: PLC0415 - see above
 
     config = Config()

@@ -1,0 +1,231 @@
+"""`larimar bench`: every figure the README states, measured on this machine in one run.
+
+    python -m jobs.benchmark --json FILE [--state-dir FOLDER] [--facts N]
+
+Starts a system of its own on a free port, with its own ledger; the models are taken from (or converted into) the
+state folder. Prints a table with the bar of each figure and writes flat JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cluster.client import Client
+from cluster.ray_environment import free_port
+from cluster.state_folder import StateFolder
+from jobs import bench_memory, bench_service
+from workers.bundle import Bundle, materialise_bundle
+from workers.fact_encoder import FactEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One figure: its JSON key, what it is, its bar, and whether it must stay below or above it."""
+
+    key: str
+    what: str
+    bar: float
+    unit: str
+    at_most: bool = True
+
+    def met(self, value: float) -> bool:
+        return value <= self.bar if self.at_most else value >= self.bar
+
+    def bar_text(self) -> str:
+        return f"{'≤' if self.at_most else '≥'} {self.bar:g} {self.unit}".strip()
+
+
+MEASURES = (
+    Measure("warm_start_s", "warm start, `larimar up` to ready", 25, "s"),
+    Measure("write_p50_ms", "HTTP write of one fact, p50", 35, "ms"),
+    Measure("write_p99_ms", "HTTP write of one fact, p99", 80, "ms"),
+    Measure("write_overhead_p50_ms", "… of which not encoding, p50", 15, "ms"),
+    Measure("batch_write_ratio", "HTTP writes of 100 facts, share of the bare encoder's rate", 0.6, "", at_most=False),
+    Measure("memory_update_ms", "memory update per fact, batch of 64", 0.1, "ms"),
+    Measure("scope_read_10k_ms", "scope and read, 10,000 facts in the tenant", 5, "ms"),
+    Measure("query_overhead_ms", "query to first token, over the bare decoder", 25, "ms"),
+    Measure("write_growth_ratio", "write p50 with 100,000 facts stored, relative to 100", 1.2, "x"),
+    Measure("rss_gb", "resident memory of all processes, idle", 4, "GB"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 0 when it ran to its end, whether or not every bar was met."""
+    parser = argparse.ArgumentParser(prog="larimar bench", description="Measure this machine.")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--state-dir", type=Path, default=Path.home() / ".larimar" / "bench")
+    parser.add_argument("--facts", type=int, default=100_000, help="facts stored for write_growth_ratio")
+    arguments = parser.parse_args(argv)
+    console = Console()
+    result = run(arguments.state_dir, arguments.facts, console)
+    console.print(table(result))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        console.print(f"written to {arguments.json}")
+    return 0
+
+
+def run(state_dir: Path, facts: int, console: Console) -> dict[str, Any]:
+    """All figures as flat JSON: the keys of MEASURES, then the machine and the versions."""
+    with _progress(console) as progress:
+        bundle = _bundle(state_dir, progress)
+        result = _memory_figures(bundle, facts, progress) | _service_figures(state_dir, bundle, progress)
+    ordered = {measure.key: round(result[measure.key], 4) for measure in MEASURES}
+    return ordered | machine() | {"facts_stored": facts}
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The figures beside their bars, for a terminal."""
+    shown = Table(title=f"larimar bench · {result['machine']}")
+    for column in ("measure", "value", "bar", "met"):
+        shown.add_column(column, justify="left" if column == "measure" else "right")
+    for measure in MEASURES:
+        value = result[measure.key]
+        met = "[green]yes[/]" if measure.met(value) else "[red]no[/]"
+        shown.add_row(measure.what, f"{value:g} {measure.unit}".strip(), measure.bar_text(), met)
+    return shown
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The same table for the README; a test holds the README to it."""
+    lines = [
+        "| measure | value | bar | met |",
+        "|---|---:|---:|:-:|",
+        *(
+            f"| {measure.what} | {result[measure.key]:g} {measure.unit}".rstrip()
+            + f" | {measure.bar_text()} | {'yes' if measure.met(result[measure.key]) else '**no**'} |"
+            for measure in MEASURES
+        ),
+        "",
+        f"Machine: {result['machine']}; torch {result['torch']}, ray {result['ray']}.",
+    ]
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "ray", "transformers", "larimar-serve")}
+    return {
+        "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
+        **{name.replace("-", "_"): version for name, version in versions.items()},
+    }
+
+
+def _memory_figures(bundle: Bundle, facts: int, progress: Progress) -> dict[str, float]:
+    config = bundle.memory_config()
+    update_ms = bench_memory.memory_update_ms(config)
+    with tempfile.TemporaryDirectory(prefix="larimar-bench-") as folder:
+        engine = bench_memory.open_engine(Path(folder) / "ledger", config)
+        with _task(progress, "scope and read", 10_000) as advance:
+            read_ms = bench_memory.scope_read_ms(engine, config, 10_000, advance)
+        with _task(progress, "growth of the write", facts + 100) as advance:
+            growth = bench_memory.write_growth_ratio(engine, config, facts, advance)
+        engine.close()
+    return {"memory_update_ms": update_ms, "scope_read_10k_ms": read_ms, "write_growth_ratio": growth}
+
+
+def _service_figures(state_dir: Path, bundle: Bundle, progress: Progress) -> dict[str, float]:
+    with _task(progress, "warm start", 1) as advance:
+        running = RunningBenchSystem(state_dir)
+        advance(1)
+    try:
+        rss_gb = bench_service.resident_gb(running.pid)
+        encoder = FactEncoder.from_bundle(bundle)
+        with Client(running.url, running.admin_key) as client:
+            client.create_tenant(bench_service.TENANT)
+            with _task(progress, "single writes", 210) as advance:
+                writes = bench_service.single_writes(client, encoder, 200, advance)
+            with _task(progress, "batch writes", 9) as advance:
+                ratio = bench_service.batch_write_ratio(client, encoder, 8, advance)
+            with _task(progress, "queries", 43) as advance:
+                query_ms = bench_service.query_overhead_ms(client, bundle, 40, advance)
+    finally:
+        running.stop()
+    return {
+        "warm_start_s": running.warm_start_s,
+        "write_p50_ms": writes.p50_ms,
+        "write_p99_ms": writes.p99_ms,
+        "write_overhead_p50_ms": writes.overhead_p50_ms,
+        "batch_write_ratio": ratio,
+        "query_overhead_ms": query_ms,
+        "rss_gb": rss_gb,
+    }
+
+
+class RunningBenchSystem:
+    """A system started through the command line, as a user would, on an empty ledger and a free port."""
+
+    def __init__(self, state_dir: Path) -> None:
+        for leftover in ("ledger", "control.sqlite", "control.sqlite-wal", "control.sqlite-shm"):
+            path = state_dir / leftover
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        self._state_dir = state_dir
+        self._environment = {**os.environ, "LARIMAR_CONFIG_DIR": str(state_dir / "client")}
+        started = time.perf_counter()
+        reply = json.loads(self._larimar("up", "--port", str(free_port()), "-o", "json"))
+        self.warm_start_s = time.perf_counter() - started
+        self.admin_key = str(reply["admin_key"])
+        recorded = StateFolder(state_dir).running()
+        if recorded is None:
+            raise RuntimeError("the system is up but left no record of itself")
+        self.url, self.pid = recorded.url, recorded.pid
+
+    def stop(self) -> None:
+        self._larimar("down")
+
+    def _larimar(self, *arguments: str) -> str:
+        command = [sys.executable, "-m", "cluster", *arguments, "--state-dir", str(self._state_dir)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self._environment)  # noqa: S603
+        if done.returncode:
+            raise RuntimeError(f"larimar {arguments[0]} failed ({done.returncode}): {done.stderr or done.stdout}")
+        return done.stdout
+
+
+def _bundle(state_dir: Path, progress: Progress) -> Bundle:
+    """The default bundle, converted into the state folder when it is not there yet."""
+    task = progress.add_task("models", total=1.0)
+    return materialise_bundle(
+        state_dir / "bundle", progress=lambda what, share: progress.update(task, description=what, completed=share)
+    )
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)
+
+
+@contextmanager
+def _task(progress: Progress, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    task = progress.add_task(name, total=total)
+    yield lambda count: progress.advance(task, count)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,9 +1,13 @@
 """Keys to addresses: w = quantise(phi(k)), with phi fixed by the bundle and independent of everything ever written.
 
+An address is a function of the key alone. Keys are float16 values and the constants of a map lie on a coarse grid, so
+their products and sums are exact in float64: neither the batch a key came in nor the number of threads nor the BLAS
+can move an address by one step.
+
 Three feature maps, one per name in `FEATURE_MAPS`:
   fourier   [cos(kG), sin(kG)] sqrt(2/K), G ~ N(0, scale^2): random Fourier features of a Gaussian kernel (default)
   pinv      k M_ref^+, the paper's reference memory with pseudo-inverse addressing (sec. 3, App. E)
-  gaussian  the paper's Gaussian filter over the rows of M_ref (eqs. 7-8)
+  gaussian  the paper's Gaussian filter over the rows of M_ref (eqs. 7-8), up to one factor per key
 
 Dimension legend: N keys, D key size, K addresses.
 """
@@ -20,7 +24,8 @@ from torch import Tensor
 
 from memory_actor.types import Float64Array, MemoryConfig
 
-_GRID = 1024.0  # draws are multiples of 2^-10, so that no platform's log or cos can move them
+_GRID = 2.0**10  # draws are multiples of 2^-10, so that no platform's log or cos can move them
+_INVERSE_GRID = 2.0**20  # and those of a pseudo-inverse of 2^-20, far below one step of an address
 
 
 def shake_uniform(seed: int, label: str, count: int) -> Float64Array:
@@ -43,7 +48,7 @@ def shake_normal(seed: int, label: str, rows: int, columns: int) -> Float64Array
 
 
 class FeatureMap(Protocol):
-    """phi: keys (N, D) float32 -> features (N, K) float32, with `bound` the magnitude that quantises to full scale."""
+    """phi: keys (N, D) float64 -> features (N, K) float64, with `bound` the magnitude that quantises to full scale."""
 
     bound: float
 
@@ -56,7 +61,7 @@ class FourierMap:
     def __init__(self, config: MemoryConfig, device: torch.device) -> None:
         half = config.address_size // 2
         draws = shake_normal(config.feature_map_seed, "fourier", config.key_size, half) * config.feature_map_scale
-        self._frequencies = torch.tensor(draws, dtype=torch.float32, device=device)  # (D, K/2)
+        self._frequencies = torch.tensor(np.round(draws * _GRID) / _GRID, device=device)  # (D, K/2)
         self.bound = math.sqrt(2.0 / config.address_size)
 
     def __call__(self, keys: Tensor) -> Tensor:
@@ -68,10 +73,9 @@ class PseudoInverseMap:
     """The paper's addressing through a fixed reference memory: w = k M_ref^+ with M_ref ~ N(0, 1), (K, D)."""
 
     def __init__(self, config: MemoryConfig, device: torch.device) -> None:
-        reference = torch.tensor(
-            shake_normal(config.feature_map_seed, "reference", config.address_size, config.key_size), device=device
-        )
-        self._inverse = torch.linalg.pinv(reference).to(torch.float32)  # (D, K)
+        reference = shake_normal(config.feature_map_seed, "reference", config.address_size, config.key_size)
+        inverse = np.round(np.linalg.pinv(reference) * _INVERSE_GRID) / _INVERSE_GRID
+        self._inverse = torch.tensor(inverse, device=device)  # (D, K)
         # Four times the root mean square of a weight for a unit key; the rare larger weight saturates.
         self.bound = 4.0 * float(self._inverse.norm()) / math.sqrt(config.key_size * config.address_size)
 
@@ -81,24 +85,29 @@ class PseudoInverseMap:
 
 
 class GaussianMap:
-    """The paper's Gaussian filter, eqs. (7)-(8): w_k ~ exp(-|k - M_ref,k|^2 / (2 alpha sigma^2)), sum 1.
+    """The paper's Gaussian filter, eqs. (7)-(8), unnormalised:
+
+        w_k = exp((sigma^2 - |k - M_ref,k|^2) / (2 alpha sigma^2)).
 
     sigma is the distance to the nearest row of M_ref; rows are random unit vectors. A key equal to a row has
-    sigma = 0, where the equation is 0/0: its limit, the one-hot address, is used.
+    sigma = 0, where the equation is 0/0: its limit, the one-hot address, is used. The paper's weights are these
+    divided by their sum. As integers those would vanish wherever the filter is wide (1/K rounds to 0), so the
+    largest weight is 1 here instead; a common factor of a fact's weights does not change what is recalled.
     """
 
     def __init__(self, config: MemoryConfig, device: torch.device) -> None:
         draws = shake_normal(config.feature_map_seed, "reference", config.address_size, config.key_size)
         rows = draws / np.linalg.norm(draws, axis=1, keepdims=True)
-        self._reference = torch.tensor(rows, dtype=torch.float32, device=device)  # (K, D)
+        self._reference = torch.tensor(rows.astype(np.float16), dtype=torch.float64, device=device)  # (K, D)
         self._alpha = config.feature_map_scale
         self.bound = 1.0
 
     def __call__(self, keys: Tensor) -> Tensor:
-        squared = torch.cdist(keys, self._reference).square()  # (N, K)
+        reference = self._reference
+        lengths = keys.square().sum(dim=1, keepdim=True) + reference.square().sum(dim=1)
+        squared = lengths - 2.0 * keys @ reference.T  # (N, K)
         nearest = squared.min(dim=1, keepdim=True).values
-        exponent = -(squared - nearest) / (2.0 * self._alpha * nearest.clamp_min(1e-12))
-        return exponent.softmax(dim=1)
+        return ((nearest - squared) / (2.0 * self._alpha * nearest.clamp_min(1e-12))).exp()
 
 
 FEATURE_MAPS: dict[str, type[FourierMap] | type[PseudoInverseMap] | type[GaussianMap]] = {
@@ -118,6 +127,10 @@ class Addressing:
             raise ValueError(f"address_size must be even, got {config.address_size}")
         if not 1 <= config.address_scale <= 127:
             raise ValueError(f"address_scale must be 1..127 to fit int8, got {config.address_scale}")
+        if not config.feature_map_scale > 0:
+            raise ValueError(f"feature_map_scale must be positive, got {config.feature_map_scale}")
+        if not 1 <= config.rows_per_fact_max <= config.shard_rows_max:
+            raise ValueError(f"rows_per_fact_max must be 1..{config.shard_rows_max}, got {config.rows_per_fact_max}")
         self._config = config
         self._device = torch.device(device)
         self._map: FeatureMap = FEATURE_MAPS[config.feature_map](config, self._device)
@@ -130,11 +143,11 @@ class Addressing:
         self._parts = torch.tensor(np.stack(order), device=self._device)  # (P_max, K)
 
     def addresses(self, keys: Tensor) -> Tensor:
-        """Keys (N, D), unit norm, to the int8 addresses (N, K) of their first parts."""
+        """Keys (N, D), unit norm, float16 values of any dtype, to the int8 addresses (N, K) of their first parts."""
         config = self._config
         if keys.ndim != 2 or keys.shape[1] != config.key_size:
             raise ValueError(f"keys must be (N, {config.key_size}), got {tuple(keys.shape)}")
-        features = self._map(keys.to(self._device, torch.float32))
+        features = self._map(keys.to(self._device, torch.float64))
         scaled = (features * (config.address_scale / self._map.bound)).round()
         return scaled.clamp(-config.address_scale, config.address_scale).to(torch.int8)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -21,7 +21,7 @@ from cluster import schemas
 
 R = TypeVar("R", bound=BaseModel)
 
-Fact = schemas.FactRequest | dict[str, Any]
+Fact = Mapping[str, Any]  # {"prompt", "target"} or {"text"}, with `tags` and `keep_both`
 
 
 class ApiError(Exception):
@@ -146,8 +146,7 @@ class Client:
         self, tenant: str, facts: Fact | Sequence[Fact], *, idempotency_key: str | None = None
     ) -> schemas.WriteResponse:
         """Write facts, all or none. A fact is `{"prompt", "target"}` or `{"text"}`, with `tags` and `keep_both`."""
-        given = [facts] if isinstance(facts, (dict, schemas.FactRequest)) else facts
-        body = {"facts": [_plain(fact) for fact in given]}
+        body = {"facts": [dict(fact) for fact in ([facts] if isinstance(facts, Mapping) else facts)]}
         return self._change("POST", f"/v1/tenants/{tenant}/facts", schemas.WriteResponse, body, idempotency_key)
 
     def facts(self, tenant: str, *, page: int | None = None) -> Iterator[schemas.FactReply]:
@@ -280,10 +279,6 @@ class Client:
 
 def _dotted(loc: Sequence[Any]) -> str:
     return ".".join(str(part) for part in loc)
-
-
-def _plain(fact: Fact) -> dict[str, Any]:
-    return fact.model_dump(exclude_defaults=True) if isinstance(fact, schemas.FactRequest) else fact
 
 
 def _refusal(response: httpx2.Response) -> ApiError:

@@ -33,7 +33,7 @@ class GatewayReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application; called by Serve once per replica, after the constructor."""
-        keys = KeyStore(self._settings.state_dir / "keys.sqlite", cache_s=self._settings.gateway.key_cache_s)
+        keys = KeyStore(self._settings.state_dir / "control.sqlite", self._settings.gateway.key_cache_s)
         # Serve answers with the request id by itself; twice would make two header lines.
         return create_app(Routes(self._router, keys, self._settings), echo_request_id=False)
 

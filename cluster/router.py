@@ -6,9 +6,8 @@ Changes are shielded: once a change is on its way to the memory, a client that g
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -16,7 +15,9 @@ import numpy as np
 
 from cluster.patience import Deadline, Patience
 from cluster.ports import CallLost, DecoderPort, EncoderPort, MemoryDirectory, MemoryPort
-from memory_actor.errors import DeadlineExceeded, InvalidField, LarimarError, NotFound, StaleMemory, Unavailable
+from cluster.retraction import Retraction, unknowns_over
+from cluster.stages import Stages
+from memory_actor.errors import DeadlineExceeded, LarimarError, NotFound, StaleMemory, Unavailable
 from memory_actor.types import (
     EncodedFacts,
     FactPage,
@@ -37,32 +38,8 @@ from workers.ports import Generation, GenerationChunk, GenerationRequest
 
 T = TypeVar("T")
 
-UNKNOWN = "unknown"  # what a retracted fact answers, as in the paper
 MEMORY, ENCODER, DECODER = "the memory actor", "the encoder", "the decoder"
 STATUS_TIMEOUT_S = 1.0
-
-
-class Stages:
-    """Milliseconds by stage of one request."""
-
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = {}
-        self._started = time.perf_counter()
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.ms[stage] = round((time.perf_counter() - started) * 1e3, 3)
-
-    def add(self, stage: str, ms: float) -> None:
-        self.ms[stage] = round(ms, 3)
-
-    def done(self) -> dict[str, float]:
-        self.add("total", (time.perf_counter() - self._started) * 1e3)
-        return self.ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +59,6 @@ class Answer:
     generation: Generation
     recall: Recall | None
     ms: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Retraction:
-    """Facts superseded by others that answer "unknown"."""
-
-    retracted: tuple[str, ...]
-    written: WriteReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +179,7 @@ class Router:
             replayed = await self._replayed_write(memory, tenant, idempotency, deadline)
             if replayed is not None:
                 return Retraction(tuple(fact_ids), replayed)
-        written = await self.write(tenant, _unknowns(fact_ids, found), idempotency)
+        written = await self.write(tenant, unknowns_over(fact_ids, found), idempotency)
         return Retraction(tuple(fact_ids), written)
 
     async def _found(self, memory: MemoryPort, tenant: str, fact_id: str, deadline: Deadline) -> FactRecord | None:
@@ -365,30 +334,6 @@ def _conditioned(request: GenerationRequest, recall: Recall | None) -> Generatio
     return replace(
         request, readout=recall.readout, prompt_tokens=recall.prompt_tokens, target_tokens=recall.target_tokens
     )
-
-
-def _unknowns(fact_ids: Sequence[str], found: Sequence[FactRecord | None]) -> list[FactText]:
-    """The facts that supersede `found`. Raises InvalidField naming every fact that cannot be retracted."""
-    problems = []
-    facts = []
-    for index, (fact_id, record) in enumerate(zip(fact_ids, found, strict=True)):
-        if record is None:
-            problems.append(_problem(index, fact_id, "does not exist"))
-        elif record.prompt is None:
-            problems.append(
-                _problem(index, fact_id, "its tenant keeps no text (retention 'latent'); forget it instead")
-            )
-        elif record.target is None:
-            problems.append(_problem(index, fact_id, "is a sentence without a target; forget it instead"))
-        else:
-            facts.append(FactText(record.prompt, UNKNOWN, record.tags))
-    if problems:
-        raise InvalidField(f"{len(problems)} of {len(fact_ids)} facts cannot be retracted", problems[:20])
-    return facts
-
-
-def _problem(index: int, fact_id: str, message: str) -> dict[str, Any]:
-    return {"loc": ["body", "ids", index], "msg": message, "got": fact_id}
 
 
 async def _within(status: Awaitable[Any], what: str) -> dict[str, Any]:

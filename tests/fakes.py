@@ -12,8 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
+from cluster.http_app import create_app
+from cluster.patience import Patience
 from cluster.ports import CallLost
+from cluster.router import Router
+from cluster.routes import Routes
+from cluster.settings import Settings
 from memory_actor.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -49,7 +56,7 @@ NOW = 1_700_000_000.0
 
 def key_of(text: str) -> Float16Array:
     """A unit vector (D,) that depends on the first word only, so that tests can rephrase."""
-    seed = int.from_bytes(hashlib.sha256(text.split()[0].lower().encode()).digest()[:4], "little")
+    seed = int.from_bytes(hashlib.sha256(text.split(maxsplit=1)[0].lower().encode()).digest()[:4], "little")
     vector = np.random.default_rng(seed).standard_normal(KEY_SIZE)
     return (vector / np.linalg.norm(vector)).astype(np.float16)
 
@@ -345,6 +352,7 @@ class FakeKeys:
         return FakePrincipal(self.keys[key])
 
     def issue(self, tenant: str, now: float) -> str:
+        self.revoke_tenant(tenant, now)
         self.issued += 1
         key = f"key-{tenant}-{self.issued}"
         self.keys[key] = tenant
@@ -352,3 +360,38 @@ class FakeKeys:
 
     def revoke_tenant(self, tenant: str, now: float) -> None:
         self.keys = {key: owner for key, owner in self.keys.items() if owner != tenant}
+
+
+@dataclass
+class World:
+    """The real application over fakes, with tenant `acme` (key `acme`) and tenant `globex` (key `globex`)."""
+
+    memory: FakeDirectory
+    encoder: FakeEncoder
+    decoder: FakeDecoder
+    keys: FakeKeys
+    router: Router
+    app: FastAPI
+
+    @classmethod
+    def make(cls, settings: Settings | None = None, timeout_s: float = 5.0) -> World:
+        memory, encoder, decoder, keys = FakeDirectory(), FakeEncoder(), FakeDecoder(), FakeKeys()
+        router = Router(memory, encoder, decoder, timeout_s=timeout_s, patience=Patience(wait_s=0.0, wait_max_s=0.0))
+        app = create_app(Routes(router, keys, settings or Settings(), now=lambda: NOW))
+        for name in ("acme", "globex"):
+            memory.owner_of(name).tenants_by_name[name] = FakeTenant(Retention.TEXT)
+            keys.keys[name] = name
+        return cls(memory, encoder, decoder, keys, router, app)
+
+    def state(self) -> tuple[str, ...]:
+        return self.memory.state()
+
+    def client(self, key: str | None = "acme") -> TestClient:
+        """A client that sends that key."""
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return TestClient(self.app, headers=headers)
+
+
+def once(key: str = "request-1") -> dict[str, str]:
+    """The header of one logical request."""
+    return {"Idempotency-Key": key}

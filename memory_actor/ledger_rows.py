@@ -72,35 +72,35 @@ def pack_fact(tenant: str, fact: StoredFact, config: MemoryConfig) -> tuple[Any,
         fact.prompt,
         fact.target,
     )
-    words_checksum = checksum(words)
     key = fact.key.astype("<f2", copy=False).tobytes()
     addresses = fact.addresses.tobytes()
     latents = _pack_latents(fact.latents.tobytes(), config.latent_size)
-    vectors_checksum = checksum((words_checksum, key, addresses, latents))
-    return (*words, words_checksum, key, addresses, latents, vectors_checksum)
+    row = (*words, checksum(words), key, addresses, latents)
+    return (*row, checksum(row))
 
 
 def unpack_fact(row: Sequence[Any], config: MemoryConfig) -> StoredFact:
     """The fact of a complete row; its arrays are read-only views of the row's bytes. Raises RowDamaged."""
-    record = unpack_record(row)
-    key, addresses, latents = row[_WORDS + 1 : _WORDS + 4]
-    if checksum((row[_WORDS], key, addresses, latents)) != row[_WORDS + 4]:
-        raise RowDamaged(f"the vectors of fact {row[1]} of tenant {row[0]!r} do not match their checksum")
-    parts = record.rows
+    if checksum(row[:-1]) != row[-1]:
+        raise RowDamaged(f"fact {row[1]} of tenant {row[0]!r} does not match its checksum")
+    _, seq, fact_id, parts, prompt_tokens, target_tokens, digest, created_at, tags, supersedes, prompt, target = row[
+        :_WORDS
+    ]
+    key, addresses, latents = row[_WORDS + 1 : -1]
     return StoredFact(
-        fact_id=record.fact_id,
-        seq=record.seq,
+        fact_id=fact_id,
+        seq=seq,
         key=np.frombuffer(key, "<f2"),
         addresses=np.frombuffer(addresses, np.int8).reshape(parts, config.address_size),
         latents=np.frombuffer(_unpack_latents(latents, parts, config.latent_size), np.int8).reshape(parts, -1),
-        prompt_tokens=row[4],
-        target_tokens=row[5],
-        prompt_digest=row[6],
-        created_at=record.created_at,
-        tags=record.tags,
-        supersedes=record.supersedes,
-        prompt=record.prompt,
-        target=record.target,
+        prompt_tokens=prompt_tokens,
+        target_tokens=target_tokens,
+        prompt_digest=digest,
+        created_at=created_at,
+        tags=_unpack_tags(tags),
+        supersedes=supersedes,
+        prompt=prompt,
+        target=target,
     )
 
 
@@ -113,11 +113,15 @@ def unpack_record(row: Sequence[Any]) -> FactRecord:
         seq=row[1],
         created_at=row[7],
         rows=row[3],
-        tags=() if row[8] == "[]" else tuple(json.loads(row[8])),
+        tags=_unpack_tags(row[8]),
         supersedes=row[9],
         prompt=row[10],
         target=row[11],
     )
+
+
+def _unpack_tags(tags: str) -> tuple[str, ...]:
+    return () if tags == "[]" else tuple(json.loads(tags))
 
 
 def _pack_latents(dense: bytes, size: int) -> bytes:

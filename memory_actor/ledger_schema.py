@@ -2,7 +2,7 @@
 
 The tables are created and changed by the Alembic revisions in `memory_actor/migrations`; this file is what the
 statements are written against, and a test holds the two together. Every row that recovery depends on carries a
-`checksum` (BLAKE2b, 16 bytes) over its other columns, which is verified on each read.
+`checksum` (BLAKE2b, 16 bytes) over all columns before it, which is verified on each read.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from memory_actor.effects import FactsForgotten
 from memory_actor.errors import LarimarError, LedgerCorrupt, LedgerFailed, StartupError, StateFolderUnusable
 from memory_actor.ledger import Ledger, LedgerEntry
 from memory_actor.ledger_schema import HEAD, metadata
-from memory_actor.ledger_sqlite import _known_revisions
+from memory_actor.ledger_sqlite import _known_revisions, check_sqlite
 from tests.ledger_samples import CONFIG, created, idempotency, make_fact, plain, written
 
 
@@ -198,8 +198,19 @@ def test_foreign_and_damaged_files_are_refused_and_kept(path: Path, make: object
     path.parent.mkdir(parents=True)
     make(path)
     before = snapshot(path.parent)
-    with pytest.raises(LedgerCorrupt, match=says):
-        open_ledger(path)
+    for refuse in (lambda: check_sqlite(path, CONFIG), lambda: open_ledger(path)):
+        with pytest.raises(LedgerCorrupt, match=says):
+            refuse()
+    assert snapshot(path.parent) == before
+
+
+def test_checking_creates_and_takes_nothing(path: Path, draw: np.random.Generator):
+    """A check before the start passes where there is no ledger or a good one, and leaves no trace."""
+    check_sqlite(path, CONFIG)
+    assert not path.parent.exists()
+    fill(path, draw, facts=1)
+    before = snapshot(path.parent)
+    check_sqlite(path, CONFIG)
     assert snapshot(path.parent) == before
 
 

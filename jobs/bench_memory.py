@@ -33,7 +33,8 @@ class SyntheticFacts:
     def keys(self, count: int) -> Float16Array:
         """(N, D) float16, unit norm."""
         keys = self._random.standard_normal((count, self._config.key_size), dtype=np.float32)
-        return (keys / np.linalg.norm(keys, axis=1, keepdims=True)).astype(np.float16)
+        unit: Float16Array = (keys / np.linalg.norm(keys, axis=1, keepdims=True)).astype(np.float16)
+        return unit
 
     def encoded(self, count: int) -> EncodedFacts:
         latents = np.zeros((count, self._config.latent_size), dtype=np.int8)

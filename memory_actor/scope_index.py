@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 BLOCK_ROWS = 4096
 
@@ -31,7 +32,8 @@ class ScopeIndex:
         self._blocks: list[Tensor] = []  # each (BLOCK_ROWS, D) float32
         self._fact_ids: list[str] = []
         self._positions: dict[str, int] = {}
-        #: Counts removals. A search that ran beside a removal may have seen a moved row: compare and search again.
+        #: Counts removals, from the moment each begins. A search that ran beside one may have seen a moved row: note
+        #: this number under the writer's lock, search without it, and search again under it when the number changed.
         self.removals = 0
 
     def __len__(self) -> int:
@@ -50,7 +52,8 @@ class ScopeIndex:
         block, row = divmod(position, BLOCK_ROWS)
         if block == len(self._blocks):
             self._blocks.append(torch.zeros(BLOCK_ROWS, self._key_size, device=self._device))
-        self._blocks[block][row] = key.to(self._device, torch.float32)
+        # float16 keys are unit to a thousandth only; left so, a longer neighbour would beat a fact's own key.
+        self._blocks[block][row] = normalize(key.to(self._device, torch.float32), dim=0)
         self._positions[fact_id] = position
         self._fact_ids.append(fact_id)
 
@@ -76,8 +79,7 @@ class ScopeIndex:
     def nearest_position(self, query: Tensor) -> tuple[int, float] | None:
         """Position and cosine of the key nearest to `query` (D,), or None when the index is empty.
 
-        Safe beside one appending writer. After a concurrent removal the position means nothing: callers compare
-        `removals` before and after, and search again under their lock when it moved.
+        Safe beside one writer. After a concurrent removal the position means nothing (see `removals`).
         """
         scores = self._scores(query)
         if scores is None:
@@ -104,8 +106,8 @@ class ScopeIndex:
         if query.shape != (self._key_size,):
             raise ValueError(f"query must be ({self._key_size},), got {tuple(query.shape)}")
         count = len(self._fact_ids)
-        if count == 0:
+        blocks = tuple(self._blocks)  # a concurrent removal may pop the last block from the list, or the only one
+        if count == 0 or not blocks:
             return None
-        q = query.to(self._device, torch.float32)
-        # A tuple first: a concurrent removal may pop the last block from the list.
-        return torch.cat([block @ q for block in tuple(self._blocks)])[:count]
+        q = normalize(query.to(self._device, torch.float32), dim=0)
+        return torch.cat([block @ q for block in blocks])[:count]

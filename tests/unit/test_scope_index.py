@@ -1,0 +1,155 @@
+"""The scope index against a dict of keys searched by brute force, alone and beside a writer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memory_actor import scope_index
+from memory_actor.scope_index import Neighbour, ScopeIndex
+
+D = 6
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+    """Blocks of 4 rows, so that a dozen keys cross block borders both ways."""
+    monkeypatch.setattr(scope_index, "BLOCK_ROWS", 4)
+
+
+def key_of(seed: int) -> torch.Tensor:
+    key = np.random.default_rng(seed).standard_normal(D)
+    return torch.from_numpy((key / np.linalg.norm(key)).astype(np.float32))
+
+
+def brute_force(keys: dict[str, torch.Tensor], query: torch.Tensor) -> list[tuple[str, float]]:
+    """(fact, cosine) of all keys, best first, in float64."""
+    q = query.numpy().astype(np.float64)
+    cosines = {
+        fact_id: float(k.numpy().astype(np.float64) @ q / np.linalg.norm(k.numpy()) / np.linalg.norm(q))
+        for fact_id, k in keys.items()
+    }
+    return sorted(cosines.items(), key=lambda pair: -pair[1])
+
+
+def test_an_empty_index_has_no_nearest():
+    index = ScopeIndex(D)
+    assert index.nearest(key_of(0)) is None
+    assert index.nearest_position(key_of(0)) is None
+    assert index.within(key_of(0), -1.0, 10) == []
+    assert len(index) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 10**6)), min_size=1, max_size=40))
+def test_any_sequence_of_adds_and_removals_answers_as_brute_force(steps):
+    """After every step, nearest and within agree with a dict, and what is not live leaves no number behind."""
+    index, keys = ScopeIndex(D), {}
+    for number, (remove, seed) in enumerate(steps):
+        if remove and keys:
+            fact_id = sorted(keys)[seed % len(keys)]
+            index.remove(fact_id)
+            del keys[fact_id]
+        else:
+            index.add(f"f{number}", key_of(seed))
+            keys[f"f{number}"] = key_of(seed)
+        assert len(index) == len(keys)
+        assert all(fact_id in index for fact_id in keys)
+        query = key_of(seed + 1)
+        expected = brute_force(keys, query)
+        found = index.nearest(query)
+        assert (found is None) == (not keys)
+        if found is not None:
+            assert found.score == pytest.approx(expected[0][1], abs=1e-6)  # float32 dot of unit vectors
+            assert found.score == pytest.approx(dict(expected)[found.fact_id], abs=1e-6)
+        near = index.within(query, 0.3, limit=5)
+        assert [one.score for one in near] == pytest.approx([s for _, s in expected if s >= 0.3][:5], abs=1e-6)
+        rows = torch.cat(index._blocks) if index._blocks else torch.zeros(0, D)
+        assert int((rows.norm(dim=1) > 0).sum()) == len(keys)
+        assert len(index._blocks) == -(-len(keys) // 4)
+
+
+def test_a_facts_own_key_is_its_nearest_however_keys_were_rounded():
+    """A neighbour whose rounded key is a little longer than one does not beat the fact's own key."""
+    own = torch.nn.functional.normalize(torch.tensor([1.0, 0.0, 0, 0, 0, 0]), dim=0)
+    near = torch.nn.functional.normalize(torch.tensor([1.0, 0.03, 0, 0, 0, 0]), dim=0)
+    index = ScopeIndex(D)
+    index.add("longer", near * 1.005)
+    index.add("own", own * 0.995)
+    found = index.nearest(own * 0.995)
+    assert found is not None
+    assert found.fact_id == "own"
+    assert found.score == pytest.approx(1.0, abs=1e-6)
+
+
+def test_misuse_is_refused():
+    """A known fact, a key of the wrong size, an unknown fact."""
+    index = ScopeIndex(D)
+    index.add("a", key_of(1))
+    with pytest.raises(ValueError, match="in the index already"):
+        index.add("a", key_of(2))
+    with pytest.raises(ValueError, match="key must be"):
+        index.add("b", torch.zeros(D + 1))
+    with pytest.raises(ValueError, match="query must be"):
+        index.nearest(torch.zeros(D - 1))
+    with pytest.raises(KeyError):
+        index.remove("b")
+    assert index.nearest(key_of(1)) == Neighbour("a", pytest.approx(1.0, abs=1e-6))
+
+
+class Racing:
+    """A query during whose search something happens: just after the number of keys was looked up."""
+
+    def __init__(self, query: torch.Tensor, meanwhile):
+        self._query, self._meanwhile = query, meanwhile
+        self.shape = query.shape
+
+    def to(self, *args):
+        self._meanwhile()
+        return self._query.to(*args)
+
+
+def test_a_search_survives_the_removal_of_the_only_key():
+    """The last block goes while a search is under way: no error, and `removals` tells that the answer is void."""
+    index = ScopeIndex(D)
+    index.add("only", key_of(1))
+    before = index.removals
+    index.nearest_position(Racing(key_of(1), lambda: index.remove("only")))
+    assert index.removals != before
+    assert index.nearest_position(key_of(1)) is None
+
+
+class Vanishing(list):
+    """A list of blocks that loses its last one between the look at its length and the look at its items."""
+
+    def __iter__(self):
+        return iter(self[:-1])
+
+
+def test_a_search_survives_blocks_that_go_before_it_sees_them():
+    """Keys were counted, then their only block was popped: the search finds nothing and does not raise."""
+    index = ScopeIndex(D)
+    index.add("only", key_of(1))
+    index._blocks = Vanishing(index._blocks)
+    assert index.nearest_position(key_of(1)) is None
+
+
+def test_a_search_survives_appends():
+    """Keys appended during a search, into new blocks too, do not change its answer."""
+    index = ScopeIndex(D)
+    for i in range(4):
+        index.add(f"f{i}", key_of(i))
+
+    def append() -> None:
+        for i in range(10, 20):
+            index.add(f"f{i}", key_of(3))
+
+    before = index.removals
+    found = index.nearest_position(Racing(key_of(3), append))
+    assert found is not None
+    assert index.fact_at(found[0]) == "f3"
+    assert index.removals == before
+    assert len(index) == 14

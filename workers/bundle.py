@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -202,9 +204,12 @@ def materialise_bundle(
     bundle = _matching_bundle(folder, encoder, decoder)
     if bundle is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in folder.parent.glob(f".{folder.name}-*"):  # of a build that was killed, up to 1 GB each
+            shutil.rmtree(abandoned)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             built = Path(scratch) / "new"
             _build(built, encoder, decoder, answer_bias, progress)
+            os.sync()  # or a power cut could leave a renamed folder of empty files
             if folder.exists():
                 folder.rename(Path(scratch) / "old")
             built.rename(folder)

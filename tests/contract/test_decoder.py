@@ -73,6 +73,17 @@ def test_without_a_fact_the_base_model_speaks(decoder, plain_model, prompt, mode
     assert list(run(decoder, GenerationRequest(prompt, mode, max_tokens=12)).tokens) == plain_model(prompt, mode, 12)
 
 
+def test_the_converted_model_keeps_its_chat_format(decoder):
+    """Template and special ids survive the conversion from GGUF: one system turn, one user turn, the opened answer."""
+    ids = decoder._templates.plain("hi", AnswerMode.ANSWER)
+    assert decoder._tokenizer.decode(ids) == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert (ids[0], ids.count(2)) == (1, 2)
+    assert decoder._end_tokens == {2}
+
+
 def test_company_does_not_change_greedy_tokens(decoder):
     """Six requests at once, more than there is room for side by side, each answer as if asked alone."""
     wanted = [GenerationRequest(prompt, mode, max_tokens=8) for prompt, mode in PLAIN]

@@ -131,6 +131,13 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path, models):
     assert list((tmp_path / "state").iterdir()) == []
 
 
+def test_an_abandoned_build_is_cleared_away(tmp_path, models):
+    """A build that was killed leaves its scratch folder; the next one removes it."""
+    (tmp_path / "state" / ".bundle-killed" / "new").mkdir(parents=True)
+    materialise_bundle(tmp_path / "state" / "bundle", **models)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["bundle"]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

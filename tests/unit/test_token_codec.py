@@ -27,6 +27,12 @@ def test_codes_are_unique_even_when_the_stream_repeats_itself():
     assert np.array_equal(token_codes("a seed", 40, 8), codes[:40])
 
 
+def test_the_default_codes_never_change():
+    """Stored latents mean nothing under other codes: their digest is pinned."""
+    digest = hashlib.sha256(token_codes("larimar/token-codec/1", 49152, 32).tobytes()).hexdigest()
+    assert digest == "e0ed522cf0214cf3fd9bd35190d670ecd66d7262be1058b0871e7e3d612be289"
+
+
 def test_too_many_codes_are_refused():
     with pytest.raises(ValueError, match="cannot draw"):
         token_codes("a seed", 200, 8)

@@ -26,7 +26,10 @@ from memory_actor.errors import AlreadyRunning, StateFolderUnusable
 
 FORMAT = 1
 MARKER = "larimar.json"
-KNOWN_NAMES = frozenset({MARKER, "bundle", "ledger", "logs", "ray_token", "run.json", "supervisor.lock"})
+KNOWN_NAMES = frozenset(
+    # `demo` and `bench` are state folders of their own, inside the default one.
+    {MARKER, "bundle", "ledger", "logs", "ray_token", "run.json", "supervisor.lock", "demo", "bench"}
+)
 KNOWN_PREFIXES = (".bundle", "bundle.", "control.sqlite")  # scratch of an interrupted build; the database's WAL
 CHOOSE_ANOTHER = "Choose another folder with --state-dir"
 

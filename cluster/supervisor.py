@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from cluster.auth import KeyStore
-from cluster.bundle_builder import check_models, prepare_bundle
-from cluster.ray_environment import is_loopback, make_temp_dir, plan_ray, port_is_free
+from cluster.bundle_builder import prepare_bundle
+from cluster.preflight import preflight
+from cluster.ray_environment import make_temp_dir, plan_ray
 from cluster.settings import Settings
 from cluster.startup_events import Failed, Listener, PipeWriter, Ready, StageReached
 from cluster.state_folder import RunningSystem, StateFolder
-from memory_actor.errors import ExposureRefused, PortTaken, StartupError, StartupFailed
+from memory_actor.errors import StartupError, StartupFailed
 from workers.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -53,29 +54,21 @@ class Supervisor:
         self._stop = threading.Event()
         self._started = time.time()
 
-    def preflight(self) -> None:
-        """Raises the StartupError that would keep this system from starting. Touches nothing."""
-        http = self._settings.http
-        if not is_loopback(http.host) and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-            raise ExposureRefused(http.host)
-        self._folder.check()
-        if self._folder.running() is None and not port_is_free(http.host, http.port):
-            raise PortTaken(http.host, http.port)
-        check_models(self._folder.bundle, self._settings.bundle)
-
     def request_stop(self) -> None:
         """Let `run` stop the system and return. May be called from a signal handler."""
         self._stop.set()
 
     def run(self) -> None:
         """Start, announce, wait for `request_stop`, stop. Raises: StartupError."""
-        self.preflight()
+        preflight(self._settings)
         with ExitStack() as stack:
             self._folder.prepare()
             stack.enter_context(self._folder.lock())
             self._remove_leftovers()
             bundle = prepare_bundle(self._folder.bundle, self._settings.bundle, self._tell, self._stop)
-            admin_key = KeyStore(self._folder.control).ensure_admin(time.time())
+            if self._stop.is_set():
+                return
+            keys = KeyStore(self._folder.control)
             temp_dir = make_temp_dir()
             stack.callback(shutil.rmtree, temp_dir, ignore_errors=True)
             self._check_ledgers(bundle)
@@ -83,7 +76,10 @@ class Supervisor:
             stack.callback(_shut_down, self._settings)
             self._start_application(bundle)
             self._await_ready()
-            self._announce(admin_key, temp_dir, stack)
+            if self._stop.is_set():
+                return
+            # Last, so that a start that fails has not made a key nobody has seen.
+            self._announce(keys.ensure_admin(time.time()), temp_dir, stack)
             self._stop.wait()
             log.info("stopping")
 
@@ -113,7 +109,7 @@ class Supervisor:
 
         ray.init(**plan.init_arguments)
         # Ray's own handlers end the process at once; ours let `run` finish.
-        _on_signals(self.request_stop)
+        stop_on_signals(self.request_stop)
 
     def _start_application(self, bundle: Bundle) -> None:
         """Start memory actors, Serve and the replicas side by side, and wait for the replicas.
@@ -238,7 +234,7 @@ def _going_on(step: str) -> Iterator[None]:
         log.exception("%s failed while stopping", step)
 
 
-def _on_signals(stop: Any) -> None:
+def stop_on_signals(stop: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop())
 
@@ -248,7 +244,7 @@ def main(descriptor: int) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     tell = PipeWriter(descriptor)
     supervisor = Supervisor(Settings.model_validate(json.loads(sys.stdin.read())), tell)
-    _on_signals(supervisor.request_stop)
+    stop_on_signals(supervisor.request_stop)
     try:
         supervisor.run()
     except StartupError as error:

@@ -1,0 +1,5 @@
+"""`python -m cluster` is `larimar`."""
+
+from cluster.cli import main
+
+main()

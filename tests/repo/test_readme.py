@@ -1,0 +1,103 @@
+"""The README says what is so: its tree, its figures and its commands."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("memory_actor", "workers", "cluster", "jobs")
+
+
+def _block(name: str) -> str:
+    """What stands between `<!-- name … -->` and `<!-- /name -->`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {name}\b[^>]*-->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+    assert found, f"README.md has no block {name!r}"
+    return found[1].strip()
+
+
+def _tree() -> str:
+    """Every module with the first line of its docstring."""
+    lines = ["```"]
+    for package in PACKAGES:
+        lines.append(f"{package}/")
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if path.name == "__init__.py" or "versions" in path.parts:
+                continue
+            first = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
+            lines.append(f"  {path.relative_to(ROOT / package).as_posix():<20} {first.rstrip('.')}")
+    return "\n".join([*lines, "```"])
+
+
+def test_the_tree_lists_every_module():
+    """The README's tree is the packages' modules with the first lines of their docstrings, no more and no less."""
+    assert _block("tree") == _tree(), f"README tree is stale; it should be:\n{_tree()}"
+
+
+def test_the_figures_are_those_of_the_benchmark():
+    """The README's table is docs/bench.json rendered, so no figure is typed in by hand."""
+    from jobs.benchmark import MEASURES, markdown
+
+    result = json.loads((ROOT / "docs" / "bench.json").read_text(encoding="utf-8"))
+
+    assert {measure.key for measure in MEASURES} <= result.keys()
+    assert _block("bench") == markdown(result)
+
+
+def _commands() -> list[str]:
+    """The `larimar` commands of the README's second code block, `up` and `down` aside: the fixture does these."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    commands = [line for block in blocks[:3] for line in block.splitlines() if line.startswith("larimar ")]
+    return [command for command in commands if command.split()[1] not in ("up", "down")]
+
+
+def test_the_commands_do_what_they_say(system):
+    """The README's commands, as they stand, run against a fresh system: known with memory, not without, forgotten."""
+    outputs = {}
+    for command in _commands():
+        arguments = shlex.split(command)[1:]
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster", *arguments, "--url", system.url],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=system.environment,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        outputs[command] = done.stdout
+    said = list(outputs.values())
+
+    assert len(said) == 6
+    assert "blue flower pot" in said[2]
+    assert "blue flower pot" not in said[3]
+    assert "identical" in said[5].lower()
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/architecture.md", "docs/equations.md", "docs/api.md", "CONTRIBUTING.md"]
+)
+def test_paths_in_documents_exist(name):
+    """Every path of this repository that a document names is there."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:memory_actor|workers|cluster|jobs|tests|docs)/[\w./-]+)", text))
+    named |= set(re.findall(r"\]\(((?!http|#)[^)#]+)", text))
+
+    missing = []
+    for path in named:
+        base = (
+            ROOT
+            if re.match(r"(memory_actor|workers|cluster|jobs|tests|docs|CONTRIBUTING)", path)
+            else (ROOT / name).parent
+        )
+        if not (base / path.rstrip("/").rstrip(".")).exists():
+            missing.append(path)
+    assert missing == []

@@ -6,7 +6,7 @@ A draft may refuse; it never changes the memory. Ids and times arrive as argumen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +17,9 @@ from memory_actor.episodic_memory import EXACT_INTEGER_MAX
 from memory_actor.errors import EncodingMismatch, MemoryCapacityExceeded, NonFiniteEncoding
 from memory_actor.state_hash import state_hash
 from memory_actor.tenant import Prepared, TenantMemory, sums
-from memory_actor.types import EncodedFacts, FactText, Int8Array, MemoryConfig, Retention
+from memory_actor.types import EncodedFacts, FactText, Int8Array, MemoryConfig, Retention, TenantSummary
 
-_INT8_MAX = 127
+_INT8_MAGNITUDE_MAX = 128
 _UNIT_NORM_TOLERANCE = 1e-2  # float16 keys of 384 dimensions are unit to 1e-3
 
 
@@ -41,6 +41,10 @@ class Draft:
         """Live facts as if everything drafted so far were applied."""
         return len(self._tenant.facts) + len(self._added) - len(self._removed)
 
+    def summary(self) -> TenantSummary:
+        """The tenant as if everything drafted so far were applied, without a hash."""
+        return replace(self._tenant.summary(with_hash=False), facts=self.facts, version=self._version)
+
     def state_hash(self) -> str:
         """The state hash as if everything drafted so far were applied."""
         config = self._tenant.config
@@ -57,9 +61,16 @@ class Draft:
         """
         check_encoding(self._tenant.config, encoded, len(texts))
         self._check_exact_range(int(encoded.rows.sum()))
+        # What can fail comes before the first change, so that a refusal leaves the draft as it was.
+        new = list(self._stored(texts, encoded, fact_ids, now))
+        stored = self._rows_of(
+            fact_id
+            for text, fact in zip(texts, new, strict=True)
+            for fact_id in (() if text.keep_both else self._live_with(fact.prompt_digest))
+        )
         facts: dict[str, StoredFact] = {}
         superseded: list[str] = []
-        for text, fact in zip(texts, self._stored(texts, encoded, fact_ids, now), strict=True):
+        for text, fact in zip(texts, new, strict=True):
             same = [] if text.keep_both else self._live_with(fact.prompt_digest)
             for fact_id in same:
                 self._drop_prompt(fact.prompt_digest, fact_id)
@@ -69,7 +80,7 @@ class Draft:
             self._prompts.setdefault(fact.prompt_digest, []).append(fact.fact_id)
         # One superseded within this request was never live anywhere: only its id is reported.
         ended = [fact_id for fact_id in superseded if self._is_live(fact_id)]
-        removed = self._remove(ended)
+        removed = self._remove(ended, stored)
         self._added.update(facts)
         self._next_seq += len(texts)
         self._version += 1
@@ -79,7 +90,7 @@ class Draft:
     def forget(self, fact_ids: Sequence[str]) -> Prepared:
         """Prepare to forget those of `fact_ids` that are live. Unknown ids are no error: forgetting is idempotent."""
         found = [fact_id for fact_id in dict.fromkeys(fact_ids) if self._is_live(fact_id)]
-        removed = self._remove(found)
+        removed = self._remove(found, self._rows_of(found))
         for fact in removed:
             self._drop_prompt(fact.prompt_digest, fact.fact_id)
         self._version += 1 if found else 0
@@ -103,21 +114,23 @@ class Draft:
         else:
             self._hidden.add(fact_id)
 
-    def _remove(self, fact_ids: Sequence[str]) -> tuple[StoredFact, ...]:
+    def _rows_of(self, fact_ids: Iterable[str]) -> dict[str, StoredFact]:
+        """These live facts with their rows. May raise what the ledger raises."""
+        wanted = list(dict.fromkeys(fact_ids))
+        stored = self._tenant.rows_of([fact_id for fact_id in wanted if fact_id not in self._added])
+        rows = {fact.fact_id: fact for fact in stored}
+        return {fact_id: self._added.get(fact_id) or rows[fact_id] for fact_id in wanted}
+
+    def _remove(self, fact_ids: Sequence[str], rows: Mapping[str, StoredFact]) -> tuple[StoredFact, ...]:
         """The rows of live facts, and the draft without them."""
-        stored = {f.fact_id: f for f in self._tenant.rows_of([i for i in fact_ids if i not in self._added])}
-        removed: list[StoredFact] = []
         for fact_id in fact_ids:
-            if fact_id in self._added:
-                fact = self._added.pop(fact_id)
-            else:
-                fact = self._removed[fact_id] = stored[fact_id]
-            removed.append(fact)
-        return tuple(removed)
+            if self._added.pop(fact_id, None) is None:
+                self._removed[fact_id] = rows[fact_id]
+        return tuple(rows[fact_id] for fact_id in fact_ids)
 
     def _check_exact_range(self, new_rows: int) -> None:
         config = self._tenant.config
-        largest = config.address_scale * max(config.address_scale, _INT8_MAX)  # of one product in the sums
+        largest = config.address_scale * _INT8_MAGNITUDE_MAX  # of one product in the sums
         # Drafted removals are not taken off: the sums pass through the larger value.
         rows = self._tenant.total_rows + sum(f.addresses.shape[0] for f in self._added.values()) + new_rows
         limit = self._exact_integer_max // largest
@@ -175,4 +188,5 @@ def check_encoding(config: MemoryConfig, encoded: EncodedFacts, facts: int) -> N
     if np.abs(norms - 1).max() > _UNIT_NORM_TOLERANCE:
         raise EncodingMismatch("length of a key", "1", f"{norms[np.abs(norms - 1).argmax()]:.4f}")
     if encoded.rows.min() < 1 or encoded.rows.max() > config.rows_per_fact_max:
-        raise EncodingMismatch("parts of a fact", f"1 to {config.rows_per_fact_max}", int(encoded.rows.max()))
+        wrong = encoded.rows[(encoded.rows < 1) | (encoded.rows > config.rows_per_fact_max)]
+        raise EncodingMismatch("parts of a fact", f"1 to {config.rows_per_fact_max}", int(wrong[0]))

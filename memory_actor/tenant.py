@@ -134,6 +134,14 @@ class TenantMemory:
         with self.lock:
             self._add(facts)
 
+    def end(self) -> None:
+        """Let go of everything: the tenant was deleted. A reader that still holds it finds an empty memory."""
+        with self.lock:
+            self.facts, self.by_prompt = {}, {}
+            self._index = ScopeIndex(self.config.key_size, self._device)
+            self._shards, self._open = [], []
+            self._frozen = SufficientStatistics.zeros(self.config.address_size, self.config.latent_size)
+
     def _add(self, facts: Sequence[StoredFact]) -> None:
         if not facts:
             return
@@ -143,11 +151,12 @@ class TenantMemory:
             for fact in members:
                 shard.add(fact.fact_id, _stack([fact.addresses]))
                 self.facts[fact.fact_id] = LiveFact(shard, fact.prompt_digest, fact.prompt_tokens, fact.target_tokens)
-                self.by_prompt.setdefault(fact.prompt_digest, []).append(fact.fact_id)
                 self._index.add(fact.fact_id, torch.from_numpy(fact.key.astype(np.float32)))
             if shard.room == 0:
                 self._open.remove(shard)
                 self._freeze(shard)
+        for fact in facts:  # oldest first, whichever shard each has gone to
+            self.by_prompt.setdefault(fact.prompt_digest, []).append(fact.fact_id)
         self.next_seq = max(self.next_seq, max(fact.seq for fact in facts) + 1)
 
     def _remove(self, facts: Sequence[StoredFact]) -> None:
@@ -249,36 +258,41 @@ class TenantMemory:
 
     def _nearest(self, query: Tensor) -> tuple[Neighbour | None, int]:
         """Nearest fact and the version it was seen at. The search runs beside the writer, its result is checked."""
-        removals, version = self._index.removals, self.version
-        found = self._index.nearest_position(query)
+        # Noted under the lock, so between two changes: in the midst of one, a superseded fact may be gone already and
+        # the one that supersedes it not there yet.
         with self.lock:
-            if self._index.removals != removals:
-                found, version = self._index.nearest_position(query), self.version
+            index, removals, version = self._index, self._index.removals, self.version
+        found = index.nearest_position(query)
+        with self.lock:
+            if self._index is not index or index.removals != removals:
+                index, version = self._index, self.version
+                found = index.nearest_position(query)
             if found is None:
                 return None, version
-            return Neighbour(self._index.fact_at(found[0]), found[1]), version
+            return Neighbour(index.fact_at(found[0]), found[1]), version
 
     def _read(self, fact_id: str, query: Tensor, mode: ReadMode) -> tuple[Tensor, LiveFact] | None:
         """Readout (P, C) on the host, or None when the fact is gone. Waits for one solve at most."""
-        with self.lock:
-            fact = self.facts.get(fact_id)
-            if fact is None:
-                return None
-            shard, changes, memory = fact.shard, fact.shard.changes, fact.shard.memory
-            addresses = shard.addresses_of(fact_id)
-            warm = None if memory is not None or shard.statistics is None else shard.statistics.copy()
-            members = shard.fact_ids
-        if memory is None:
-            statistics = warm or self._sums_of(members)
-            if statistics is None:
-                return self._read(fact_id, query, mode)
-            memory = shard.solve_from(statistics)
+        while True:
             with self.lock:
-                shard.keep_memory(memory, changes)
-        if mode is ReadMode.SOFT:
-            first = self.addressing.addresses(query.unsqueeze(0))[0]
-            addresses = self.addressing.parts(first, addresses.shape[0])
-        return read(memory, addresses, self.config.latent_scale).cpu(), fact
+                fact = self.facts.get(fact_id)
+                if fact is None:
+                    return None
+                shard, changes, memory = fact.shard, fact.shard.changes, fact.shard.memory
+                addresses = shard.addresses_of(fact_id)
+                warm = None if memory is not None or shard.statistics is None else shard.statistics.copy()
+                members = shard.fact_ids
+            if memory is None:
+                statistics = warm or self._sums_of(members)
+                if statistics is None:  # a forget is committed but not applied yet, a matter of moments: look again
+                    continue
+                memory = shard.solve_from(statistics)
+                with self.lock:
+                    shard.keep_memory(memory, changes)
+            if mode is ReadMode.SOFT:
+                first = self.addressing.addresses(query.unsqueeze(0))[0]
+                addresses = self.addressing.parts(first, addresses.shape[0])
+            return read(memory, addresses, self.config.latent_scale).cpu(), fact
 
     def _sums_of(self, fact_ids: Sequence[str]) -> SufficientStatistics | None:
         """Sums of a frozen shard, from the ledger; None when a fact was forgotten meanwhile."""

@@ -106,7 +106,11 @@ class MemoryEngine:
         """Open (or create) the ledger at `path`, take its next epoch, replay. Raises StartupError subclasses."""
         owner = f"pid {os.getpid()} incarnation {secrets.token_hex(8)}"
         ledger = Ledger.open(path, config, owner, injected.get("clock", time.time)())
-        return cls(index, ledger, config, settings, **injected)
+        try:
+            return cls(index, ledger, config, settings, **injected)
+        except BaseException:
+            ledger.close()  # or its lock would outlive the failure
+            raise
 
     def close(self) -> None:
         """Finish queued writes and close the ledger."""
@@ -165,8 +169,7 @@ class MemoryEngine:
         """End a tenant with all its facts; the reply is its last summary. Raises (in the future) NotFound."""
 
         def plan(group: Group) -> Plan:
-            self._draft(group, name)
-            summary = self._tenants[name].summary(with_hash=False)
+            summary = self._draft(group, name).summary()
             group.drafts[name] = None
             return Plan(TenantDeleted(name), summary, lambda: self._forget_tenant(name))
 
@@ -212,10 +215,11 @@ class MemoryEngine:
             before = draft.state_hash()
             prepared = draft.forget(fact_ids)
             found = prepared.effect.fact_ids  # type: ignore[union-attr]
+            known = set(found)
             receipt = ForgetReceipt(
                 tenant=tenant,
                 forgotten=found,
-                not_found=tuple(fact_id for fact_id in dict.fromkeys(fact_ids) if fact_id not in set(found)),
+                not_found=tuple(fact_id for fact_id in dict.fromkeys(fact_ids) if fact_id not in known),
                 state_hash_before=before,
                 state_hash_after=draft.state_hash() if found else before,
                 version=prepared.effect.version,
@@ -247,7 +251,7 @@ class MemoryEngine:
         return draft
 
     def _forget_tenant(self, name: str) -> None:
-        del self._tenants[name]
+        self._tenants.pop(name).end()
 
     # -- reads: called on reader threads ------------------------------------------------------------------------
 
@@ -260,7 +264,8 @@ class MemoryEngine:
 
     def summaries(self) -> list[TenantSummary]:
         """All tenants by name, without hashes."""
-        return [self._tenants[name].summary(with_hash=False) for name in sorted(self._tenants)]
+        tenants = list(self._tenants.values())  # at once: the writer may add and delete meanwhile
+        return sorted((tenant.summary(with_hash=False) for tenant in tenants), key=lambda summary: summary.name)
 
     def summary(self, name: str) -> TenantSummary:
         """One tenant with its state hash."""

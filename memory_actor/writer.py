@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -72,7 +72,7 @@ class Writer:
     def __init__(
         self,
         log: CommitLog,
-        entry: Callable[[Any, Idempotency | None, bytes], Any],
+        entry: Callable[[Any, Idempotency | None, bytes, str], Any],
         *,
         clock: Callable[[], float],
         group_facts_max: int,
@@ -84,23 +84,35 @@ class Writer:
         self._on_poison = on_poison
         self._queue: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._poison: LarimarError | None = None
+        self._closed = False
+        #: Held to queue a command and to stop, so that nothing is queued that nobody will take.
+        self._gate = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="larimar-writer", daemon=True)
         self._thread.start()
 
     def submit(self, command: Command) -> Future[Any]:
-        """Queue a command; its future resolves when it is durable and applied, or refused."""
-        if self._poison is not None:
-            raise self._poison
-        waiting = self._queue.qsize()
-        if waiting >= self._queue_max:
-            raise Overloaded("the memory actor", waiting, self._queue_max)
-        command.queued_at = self._clock()
-        self._queue.put(command)
+        """Queue a command; its future resolves when it is durable and applied, or refused.
+
+        Raises Overloaded, Unavailable after `close`, and what poisoned the writer; then nothing was queued.
+        """
+        with self._gate:
+            if self._poison is not None:
+                raise self._poison
+            if self._closed:
+                raise Unavailable("the memory actor", "it is stopping")
+            waiting = self._queue.qsize()
+            if waiting >= self._queue_max:
+                raise Overloaded("the memory actor", waiting, self._queue_max)
+            command.queued_at = self._clock()
+            self._queue.put(command)
         return command.future
 
     def close(self) -> None:
-        """Finish what is queued and stop."""
-        self._queue.put(None)
+        """Finish what is queued and stop. May be called twice."""
+        with self._gate:
+            if not self._closed:
+                self._queue.put(None)
+            self._closed = True
         self._thread.join()
 
     def _run(self) -> None:
@@ -109,7 +121,10 @@ class Writer:
             if command is None:
                 return
             commands, stopping = self._gather(command)
-            self._commit(commands)
+            try:
+                self._commit(commands)
+            except BaseException as error:  # noqa: BLE001 - nothing may be acknowledged after this; replay decides
+                self._fail(error, commands)
             if stopping:
                 return
 
@@ -128,6 +143,7 @@ class Writer:
         return commands, False
 
     def _commit(self, commands: list[Command]) -> None:
+        """Plan, commit, apply, answer. Whatever this raises poisons the writer."""
         group = Group(self._clock())
         planned: list[tuple[Command, Plan]] = []
         entries: list[Any] = []
@@ -145,15 +161,11 @@ class Writer:
             if command.idempotency is not None:
                 replies[command.tenant, command.idempotency.key] = (command.idempotency, reply)
             if plan.effect is not None or command.idempotency is not None:
-                entries.append(self._entry(plan.effect, command.idempotency, reply))
-        try:
-            if entries:
-                self._log.commit(entries, group.now)
-            for _, plan in planned:
-                plan.apply()
-        except BaseException as error:  # noqa: BLE001 - nothing may be acknowledged after this; replay decides
-            self._fail(error, [command for command, _ in planned])
-            return
+                entries.append(self._entry(plan.effect, command.idempotency, reply, command.tenant))
+        if entries:
+            self._log.commit(entries, group.now)
+        for _, plan in planned:
+            plan.apply()
         for command, plan in planned:
             command.future.set_result(plan.reply)
 
@@ -191,18 +203,27 @@ class Writer:
         return Plan(None, command.replay(stored), _nothing)
 
     def _fail(self, error: BaseException, commands: list[Command]) -> None:
-        """Poison: tell every caller, waiting or not, and end the process."""
-        self._poison = error if isinstance(error, LarimarError) else LedgerFailed("of this actor", repr(error))
-        for command in commands:
-            command.future.set_exception(self._poison)
-        while True:
-            try:
-                waiting = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if waiting is not None:
-                waiting.future.set_exception(self._poison)
+        """Poison: tell every caller who has no answer yet, waiting or not, and end the process."""
+        poison = error if isinstance(error, LarimarError) else LedgerFailed("of this actor", repr(error))
+        with self._gate:
+            self._poison = poison
+            waiting = list(_drained(self._queue))
+        for command in [*commands, *waiting]:
+            future = command.future
+            if future.running() or (not future.done() and future.set_running_or_notify_cancel()):
+                future.set_exception(poison)
         self._on_poison(error)
+
+
+def _drained(commands: queue.SimpleQueue[Command | None]) -> Iterator[Command]:
+    """All commands in the queue, taken out of it."""
+    while True:
+        try:
+            command = commands.get_nowait()
+        except queue.Empty:
+            return
+        if command is not None:
+            yield command
 
 
 def _check_admissible(command: Command, group: Group) -> None:

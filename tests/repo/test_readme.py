@@ -1,13 +1,10 @@
-"""The README says what is so: its tree, its figures and its commands."""
+"""The README says what is so: its tree, its figures and its paths."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -50,36 +47,6 @@ def test_the_figures_are_those_of_the_benchmark():
 
     assert {measure.key for measure in MEASURES} <= result.keys()
     assert _block("bench") == markdown(result)
-
-
-def _commands() -> list[str]:
-    """The `larimar` commands of the README's second code block, `up` and `down` aside: the fixture does these."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    commands = [line for block in blocks[:3] for line in block.splitlines() if line.startswith("larimar ")]
-    return [command for command in commands if command.split()[1] not in ("up", "down")]
-
-
-def test_the_commands_do_what_they_say(system):
-    """The README's commands, as they stand, run against a fresh system: known with memory, not without, forgotten."""
-    outputs = {}
-    for command in _commands():
-        arguments = shlex.split(command)[1:]
-        done = subprocess.run(
-            [sys.executable, "-m", "cluster", *arguments, "--url", system.url],
-            check=False,
-            capture_output=True,
-            text=True,
-            env=system.environment,
-            timeout=120,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        outputs[command] = done.stdout
-    said = list(outputs.values())
-
-    assert len(said) == 6
-    assert "blue flower pot" in said[2]
-    assert "blue flower pot" not in said[3]
-    assert "identical" in said[5].lower()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from cluster.auth import KeyStore
 from cluster.client import ApiError, Client
 from cluster.console_output import Output
+from cluster.credentials import Credentials
 from cluster.launcher import start, stop
 from cluster.ray_environment import free_port
 from cluster.schemas import QueryResponse
@@ -19,7 +20,8 @@ from cluster.settings import load_settings
 from cluster.state_folder import StateFolder
 
 TENANTS = ("acme", "globex")
-HASH_CHARS = 16
+COMPLETION_TOKENS = 6  # a cloze asks for the next words, not for an essay
+ANSWER_TOKENS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +124,12 @@ def run_tour(state_dir: Path, output: Output) -> bool:
     folder = StateFolder(state_dir.expanduser().absolute())
     tally = Tally(output)
     began = time.monotonic()
-    with _running(folder, output) as url:
-        admin_key = KeyStore(folder.control).reset_admin(time.time())
-        with Client(url, admin_key) as admin:
+    with _running(folder, output) as url, Client(url, _admin_key(folder, url)) as admin:
+        _erase(admin)
+        try:
+            Tour(admin, url, tally).run()
+        finally:
             _erase(admin)
-            try:
-                Tour(admin, url, tally).run()
-            finally:
-                _erase(admin)
     summary = f"{tally.held} of {len(tally.results)} expectations held"
     if output.json:
         output.show_json({"summary": summary, "expectations": tally.results})
@@ -153,6 +153,14 @@ def _running(folder: StateFolder, output: Output) -> Iterator[str]:
     finally:
         with output.errors.status("Stopping"):
             stop(folder)
+
+
+def _admin_key(folder: StateFolder, url: str) -> str:
+    """The key this user was shown, or a new one: on the tour's own folder nobody else has one."""
+    kept = Credentials().admin_key(url)
+    if kept is not None:
+        return kept
+    return KeyStore(folder.control).reset_admin(time.time())
 
 
 def _erase(admin: Client) -> None:
@@ -202,7 +210,8 @@ class Tour:
 
     def _ask(self, acme: Client) -> None:
         self._say("Ask", "the same model, memory on and off")
-        pairs = [(lesson, *_on_and_off(acme, lesson)) for lesson in LESSONS]
+        with self._tally.output.errors.status(f"Asking {2 * len(LESSONS)} questions"):
+            pairs = [(lesson, *_on_and_off(acme, lesson)) for lesson in LESSONS]
         if not self._tally.output.json:
             rows = [_answer_row(lesson, on, off) for lesson, on, off in pairs]
             self._tally.output.rows(rows, ("question", "memory_on", "memory_off", "in_scope", "fact", "ms"))
@@ -246,7 +255,7 @@ class Tour:
         after = receipt.state_hash_after
         if not self._tally.output.json:
             hashes = {"before the write": before, "after the write": written, "after the forget": after}
-            rows = [{"state": name, "hash": f"{value[:HASH_CHARS]}…"} for name, value in hashes.items()]
+            rows = [{"state": name, "hash": value} for name, value in hashes.items()]
             self._tally.output.rows(rows, ("state", "hash"))
         self._tally.expect("it was known", LAST.expected in known.text, f"the answer was {known.text!r}")
         self._tally.expect("the write changed the hash", written not in ("", before), written)
@@ -266,7 +275,8 @@ class Tour:
 
 
 def _on_and_off(client: Client, lesson: Lesson, tenant: str = "acme") -> tuple[QueryResponse, QueryResponse]:
-    asked = {"mode": lesson.mode, "max_tokens": 24}
+    tokens = ANSWER_TOKENS if lesson.mode == "answer" else COMPLETION_TOKENS
+    asked = {"mode": lesson.mode, "max_tokens": tokens}
     on = client.query(tenant, lesson.question, memory="on", **asked)
     return on, client.query(tenant, lesson.question, memory="off", **asked)
 

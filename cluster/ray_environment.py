@@ -26,6 +26,7 @@ from cluster.settings import Settings
 
 # HAProxy ends socket paths at 97 characters, of which Serve takes 70 behind our folder.
 TEMP_ROOT_CHARS_MAX = 8
+TEMP_PREFIX = "larimar-"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # HAProxy reaches replicas on this machine at 127.0.0.1, so they must listen there.
 HAPROXY_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104 - compared with, not bound to
@@ -54,7 +55,7 @@ def is_loopback(host: str) -> bool:
 def make_temp_dir() -> Path:
     """A new folder for Ray's sockets and logs, readable by us only, with a path short enough for sockets."""
     root = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="larimar-", dir=root if len(root) <= TEMP_ROOT_CHARS_MAX else "/tmp"))  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=root if len(root) <= TEMP_ROOT_CHARS_MAX else "/tmp"))  # noqa: S108
 
 
 def free_port() -> int:

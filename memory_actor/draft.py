@@ -190,3 +190,6 @@ def check_encoding(config: MemoryConfig, encoded: EncodedFacts, facts: int) -> N
     if encoded.rows.min() < 1 or encoded.rows.max() > config.rows_per_fact_max:
         wrong = encoded.rows[(encoded.rows < 1) | (encoded.rows > config.rows_per_fact_max)]
         raise EncodingMismatch("parts of a fact", f"1 to {config.rows_per_fact_max}", int(wrong[0]))
+    for what, tokens in (("prompt_tokens", encoded.prompt_tokens), ("target_tokens", encoded.target_tokens)):
+        if tokens.min() < 0:
+            raise EncodingMismatch(what, "0 or more", int(tokens.min()))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 BLOCK_ROWS = 4096
+_EQUAL_COSINES = 1e-6  # float32 products of equal keys differ by less, depending on their row
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class ScopeIndex:
         self._key_size = key_size
         self._device = torch.device(device)
         self._blocks: list[Tensor] = []  # each (BLOCK_ROWS, D) float32
+        self._seqs: list[int] = []
         self._fact_ids: list[str] = []
         self._positions: dict[str, int] = {}
         #: Counts removals, from the moment each begins. A search that ran beside one may have seen a moved row: note
@@ -42,8 +44,11 @@ class ScopeIndex:
     def __contains__(self, fact_id: str) -> bool:
         return fact_id in self._positions
 
-    def add(self, fact_id: str, key: Tensor) -> None:
-        """Append one key (D,). The row is written before the fact id makes it visible to a concurrent search."""
+    def add(self, fact_id: str, key: Tensor, seq: int = 0) -> None:
+        """Append one key (D,). Among equally near keys the one with the largest `seq`, the newest fact, is found.
+
+        The row is written before the fact id makes it visible to a concurrent search.
+        """
         if key.shape != (self._key_size,):
             raise ValueError(f"key must be ({self._key_size},), got {tuple(key.shape)}")
         if fact_id in self._positions:
@@ -55,42 +60,44 @@ class ScopeIndex:
         # float16 keys are unit to a thousandth only; left so, a longer neighbour would beat a fact's own key.
         self._blocks[block][row] = _unit(key).to(self._device)
         self._positions[fact_id] = position
+        self._seqs.append(seq)
         self._fact_ids.append(fact_id)
 
     def remove(self, fact_id: str) -> None:
         """Drop one key; the last one takes its place. Raises KeyError for an unknown fact."""
         self.removals += 1
         position = self._positions.pop(fact_id)
-        last_id = self._fact_ids.pop()
+        last_id, last_seq = self._fact_ids.pop(), self._seqs.pop()
         last_block, last_row = divmod(len(self._fact_ids), BLOCK_ROWS)
         if last_id != fact_id:
             block, row = divmod(position, BLOCK_ROWS)
             self._blocks[block][row] = self._blocks[last_block][last_row]
-            self._fact_ids[position] = last_id
+            self._fact_ids[position], self._seqs[position] = last_id, last_seq
             self._positions[last_id] = position
         self._blocks[last_block][last_row] = 0.0  # nothing of a removed key stays behind
         if last_row == 0:
             self._blocks.pop()
 
-    def fact_at(self, position: int) -> str:
-        """The fact at a position that `nearest_position` returned, unless `removals` has changed since."""
-        return self._fact_ids[position]
+    def nearest_positions(self, query: Tensor) -> tuple[list[int], float] | None:
+        """Positions of the keys nearest to `query` (D,) and their cosine, or None when the index is empty.
 
-    def nearest_position(self, query: Tensor) -> tuple[int, float] | None:
-        """Position and cosine of the key nearest to `query` (D,), or None when the index is empty.
-
-        Safe beside one writer. After a concurrent removal the position means nothing (see `removals`).
+        Several positions only where keys are equal (facts written with `keep_both`). Safe beside one writer; after a
+        concurrent removal the positions mean nothing (see `removals`).
         """
         scores = self._scores(query)
         if scores is None:
             return None
-        best = int(scores.argmax())
-        return best, float(scores[best])
+        best = scores.max()
+        return (scores >= best - _EQUAL_COSINES).nonzero().flatten().tolist(), float(best)
+
+    def newest_at(self, positions: list[int]) -> str:
+        """The newest of the facts at positions that `nearest_positions` returned, unless `removals` has changed."""
+        return self._fact_ids[max(positions, key=self._seqs.__getitem__)]
 
     def nearest(self, query: Tensor) -> Neighbour | None:
         """The fact with the highest cosine to `query` (D,), or None. Not beside a removal."""
-        found = self.nearest_position(query)
-        return None if found is None else Neighbour(self.fact_at(found[0]), found[1])
+        found = self.nearest_positions(query)
+        return None if found is None else Neighbour(self.newest_at(found[0]), found[1])
 
     def within(self, query: Tensor, threshold: float, limit: int) -> list[Neighbour]:
         """Up to `limit` facts with cosine >= threshold, best first. Not beside a removal."""
@@ -99,7 +106,7 @@ class ScopeIndex:
             return []
         best = scores.topk(min(limit, len(scores)))
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [Neighbour(self.fact_at(index), score) for score, index in pairs if score >= threshold]
+        return [Neighbour(self._fact_ids[index], score) for score, index in pairs if score >= threshold]
 
     def _scores(self, query: Tensor) -> Tensor | None:
         """Cosines (N,) to all keys present at the start."""

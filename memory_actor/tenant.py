@@ -151,7 +151,7 @@ class TenantMemory:
             for fact in members:
                 shard.add(fact.fact_id, _stack([fact.addresses]))
                 self.facts[fact.fact_id] = LiveFact(shard, fact.prompt_digest, fact.prompt_tokens, fact.target_tokens)
-                self._index.add(fact.fact_id, torch.from_numpy(fact.key.astype(np.float32)))
+                self._index.add(fact.fact_id, torch.from_numpy(fact.key.astype(np.float32)), fact.seq)
             if shard.room == 0:
                 self._open.remove(shard)
                 self._freeze(shard)
@@ -262,14 +262,14 @@ class TenantMemory:
         # the one that supersedes it not there yet.
         with self.lock:
             index, removals, version = self._index, self._index.removals, self.version
-        found = index.nearest_position(query)
+        found = index.nearest_positions(query)
         with self.lock:
             if self._index is not index or index.removals != removals:
                 index, version = self._index, self.version
-                found = index.nearest_position(query)
+                found = index.nearest_positions(query)
             if found is None:
                 return None, version
-            return Neighbour(index.fact_at(found[0]), found[1]), version
+            return Neighbour(index.newest_at(found[0]), found[1]), version
 
     def _read(self, fact_id: str, query: Tensor, mode: ReadMode) -> tuple[Tensor, LiveFact] | None:
         """Readout (P, C) on the host, or None when the fact is gone. Waits for one solve at most."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -45,15 +46,16 @@ class Command:
     replay: Callable[[bytes], Any] | None = None  # stored reply -> reply
     record: Callable[[Any], bytes] | None = None  # reply -> stored reply
     timeout_s: float | None = None  # refuse, with nothing stored, when planning starts later than this
-    queued_at: float = 0.0  # set by `Writer.submit`
+    queued_at: float = 0.0  # on the writer's timer; set by `Writer.submit`
     future: Future[Any] = field(default_factory=Future)
 
 
 class Group:
     """Everything drafted for the commit in preparation. `drafts` is the planners' own space, one entry per tenant."""
 
-    def __init__(self, now: float) -> None:
-        self.now = now
+    def __init__(self, now: float, begun_at: float) -> None:
+        self.now = now  # seconds since the epoch, for what is stored
+        self.begun_at = begun_at  # on the writer's timer
         self.drafts: dict[str, Any] = {}
         #: Tenants on which planning failed unexpectedly: nothing more is drafted on them in this commit.
         self.broken: set[str] = set()
@@ -75,11 +77,13 @@ class Writer:
         entry: Callable[[Any, Idempotency | None, bytes, str], Any],
         *,
         clock: Callable[[], float],
+        timer: Callable[[], float] = time.monotonic,
         group_facts_max: int,
         queue_max: int,
         on_poison: Callable[[BaseException], None],
     ) -> None:
         self._log, self._entry, self._clock = log, entry, clock
+        self._timer = timer  # for waiting times: a step of the clock must not refuse a write
         self._group_facts_max, self._queue_max = group_facts_max, queue_max
         self._on_poison = on_poison
         self._queue: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
@@ -103,7 +107,7 @@ class Writer:
             waiting = self._queue.qsize()
             if waiting >= self._queue_max:
                 raise Overloaded("the memory actor", waiting, self._queue_max)
-            command.queued_at = self._clock()
+            command.queued_at = self._timer()
             self._queue.put(command)
         return command.future
 
@@ -144,7 +148,7 @@ class Writer:
 
     def _commit(self, commands: list[Command]) -> None:
         """Plan, commit, apply, answer. Whatever this raises poisons the writer."""
-        group = Group(self._clock())
+        group = Group(self._clock(), self._timer())
         planned: list[tuple[Command, Plan]] = []
         entries: list[Any] = []
         replies: dict[tuple[str, str], tuple[Idempotency, bytes]] = {}  # of this very group
@@ -228,7 +232,7 @@ def _drained(commands: queue.SimpleQueue[Command | None]) -> Iterator[Command]:
 
 def _check_admissible(command: Command, group: Group) -> None:
     """Raise when the command waited too long, or its tenant's draft cannot be trusted."""
-    if command.timeout_s is not None and group.now - command.queued_at > command.timeout_s:
+    if command.timeout_s is not None and group.begun_at - command.queued_at > command.timeout_s:
         raise DeadlineExceeded("the request", command.timeout_s)
     if command.tenant in group.broken:
         raise Unavailable(f"tenant {command.tenant!r}", "an earlier request of the same commit failed")

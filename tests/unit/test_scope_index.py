@@ -38,7 +38,7 @@ def brute_force(keys: dict[str, torch.Tensor], query: torch.Tensor) -> list[tupl
 def test_an_empty_index_has_no_nearest():
     index = ScopeIndex(D)
     assert index.nearest(key_of(0)) is None
-    assert index.nearest_position(key_of(0)) is None
+    assert index.nearest_positions(key_of(0)) is None
     assert index.within(key_of(0), -1.0, 10) == []
     assert len(index) == 0
 
@@ -117,9 +117,9 @@ def test_a_search_survives_the_removal_of_the_only_key():
     index = ScopeIndex(D)
     index.add("only", key_of(1))
     before = index.removals
-    index.nearest_position(Racing(key_of(1), lambda: index.remove("only")))
+    index.nearest_positions(Racing(key_of(1), lambda: index.remove("only")))
     assert index.removals != before
-    assert index.nearest_position(key_of(1)) is None
+    assert index.nearest_positions(key_of(1)) is None
 
 
 class Vanishing(list):
@@ -134,7 +134,7 @@ def test_a_search_survives_blocks_that_go_before_it_sees_them():
     index = ScopeIndex(D)
     index.add("only", key_of(1))
     index._blocks = Vanishing(index._blocks)
-    assert index.nearest_position(key_of(1)) is None
+    assert index.nearest_positions(key_of(1)) is None
 
 
 def test_a_search_survives_appends():
@@ -148,8 +148,21 @@ def test_a_search_survives_appends():
             index.add(f"f{i}", key_of(3))
 
     before = index.removals
-    found = index.nearest_position(Racing(key_of(3), append))
+    found = index.nearest_positions(Racing(key_of(3), append))
     assert found is not None
-    assert index.fact_at(found[0]) == "f3"
+    assert index.newest_at(found[0]) == "f3"
     assert index.removals == before
     assert len(index) == 14
+
+
+def test_of_equal_keys_the_newest_fact_is_found():
+    """Facts with one key, in any order and after removals: the one written last answers."""
+    index = ScopeIndex(D)
+    for seq in (3, 9, 5, 7):
+        index.add(f"f{seq}", key_of(1), seq)
+        index.add(f"other{seq}", key_of(10 + seq), 100 + seq)
+
+    assert index.nearest(key_of(1)).fact_id == "f9"
+    index.remove("f9")
+    index.remove("other7")
+    assert index.nearest(key_of(1)).fact_id == "f7"

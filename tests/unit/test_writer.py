@@ -75,6 +75,7 @@ class Harness:
             self.log,
             Entry,
             clock=lambda: self.now,
+            timer=lambda: self.now,
             group_facts_max=limits.get("group_facts_max", 256),
             queue_max=limits.get("queue_max", 1024),
             on_poison=self._on_poison,

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import ray
 
@@ -34,9 +34,6 @@ from memory_actor.types import (
     Verification,
     WriteReply,
 )
-
-if TYPE_CHECKING:
-    from memory_actor.engine import MemoryEngine
 
 EXIT_POISONED = 70  # EX_SOFTWARE: storage failed or a newer incarnation took over; replay decides what was stored
 

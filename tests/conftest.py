@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from workers.decoder import CausalDecoder
-
     from workers.bundle import Bundle
+    from workers.decoder import CausalDecoder
     from workers.sentence_encoder import SentenceEncoder
     from workers.token_codec import TokenCodec
 

@@ -108,7 +108,8 @@ def _init_arguments(settings: Settings, temp_dir: Path) -> dict[str, Any]:
         "object_store_memory": settings.ray.object_store_mb * 2**20,
         "log_to_driver": False,
         "configure_logging": False,
-        "_temp_dir": str(temp_dir),
+        # Ray opens its own folder to everybody; inside ours nobody else reaches it.
+        "_temp_dir": str(temp_dir / "r"),
     }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import uuid
+from pathlib import Path
 
 import psutil
 import pytest
@@ -120,6 +122,12 @@ def test_only_loopback_is_open_without_a_token(system):
     }
     outward = {(name, ip) for name, ip in open_ports if not ip.removeprefix("::ffff:").startswith("127.")}
     assert all(name.startswith("ray::ServeRepl") and ip == "::" for name, ip in outward), outward
+
+
+def test_sockets_and_logs_are_private(system):
+    """Nobody else on the machine can enter the folder with Ray's and HAProxy's sockets, logs and the state."""
+    for folder in (Path(system.record().temp_dir), system.state_dir / "ledger", system.state_dir / "logs"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_killed_supervisor_leaves_nothing_running(system, tenant):

@@ -124,7 +124,7 @@ class Router:
             reply = await self._change(
                 lambda left_s: memory.write(tenant, facts, encoded, idempotency, left_s), deadline
             )
-        return replace(reply, ms=stages.done())
+        return replace(reply, ms=reply.ms | stages.done())
 
     async def facts(self, tenant: str, after: int, limit: int) -> FactPage:
         memory = self._memory.owner_of(tenant)
@@ -146,7 +146,7 @@ class Router:
             receipt = await self._change(
                 lambda _: memory.forget(tenant, fact_ids, False, idempotency), self._deadline()
             )
-        return replace(receipt, ms=stages.done())
+        return replace(receipt, ms=receipt.ms | stages.done())
 
     async def forget_dry_run(self, tenant: str, fact_ids: Sequence[str]) -> ForgetReceipt:
         stages, memory = Stages(), self._memory.owner_of(tenant)

@@ -191,7 +191,7 @@ class MemoryEngine:
             fact_ids = tuple(self._new_fact_id() for _ in texts)
             prepared = self._draft(group, tenant).write(texts, encoded, fact_ids, group.now)
             reply = WriteReply(tenant, fact_ids, prepared.superseded, prepared.effect.version)
-            return Plan(prepared.effect, reply, lambda: self._tenants[tenant].apply(prepared))
+            return Plan(prepared.effect, reply, lambda: self._tenants[tenant].apply(prepared), reply.ms)
 
         return self._writer.submit(
             Command(
@@ -228,7 +228,7 @@ class MemoryEngine:
             )
             if dry_run or not found:
                 return Plan(None, receipt, _nothing)
-            return Plan(prepared.effect, receipt, lambda: self._tenants[tenant].apply(prepared))
+            return Plan(prepared.effect, receipt, lambda: self._tenants[tenant].apply(prepared), receipt.ms)
 
         return self._writer.submit(
             Command(

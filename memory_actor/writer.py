@@ -28,11 +28,15 @@ from memory_actor.types import Idempotency
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one command will do: commit `effect` (None: nothing to store), then `apply`, then answer `reply`."""
+    """What one command will do: commit `effect` (None: nothing to store), then `apply`, then answer `reply`.
+
+    `ms`, a part of the reply, is filled with the milliseconds of each stage; those of a group are shared.
+    """
 
     effect: Any
     reply: Any
     apply: Callable[[], None]
+    ms: dict[str, float] | None = None
 
 
 @dataclass(slots=True)
@@ -166,11 +170,21 @@ class Writer:
                 replies[command.tenant, command.idempotency.key] = (command.idempotency, reply)
             if plan.effect is not None or command.idempotency is not None:
                 entries.append(self._entry(plan.effect, command.idempotency, reply, command.tenant))
+        planned_at = self._timer()
         if entries:
             self._log.commit(entries, group.now)
+        committed_at = self._timer()
         for _, plan in planned:
             plan.apply()
+        shared = {
+            "plan": planned_at - group.begun_at,
+            "commit": committed_at - planned_at,
+            "apply": self._timer() - committed_at,
+        }
         for command, plan in planned:
+            if plan.ms is not None:
+                stages = {"queue": group.begun_at - command.queued_at, **shared}
+                plan.ms.update({stage: round(seconds * 1e3, 3) for stage, seconds in stages.items()})
             command.future.set_result(plan.reply)
 
     def _plan_or_refuse(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from memory_actor.errors import Overloaded, TextTooLong, Unavailable
 from workers.bundle import Bundle, PromptPart
@@ -40,6 +40,7 @@ class Ticket:
     inputs: dict[str, torch.Tensor]
     choice: TokenChoice
     stream: TextStream
+    head: DynamicCache | None = None  # keys and values of what stands before `inputs`
     cancelled: threading.Event = field(default_factory=threading.Event)
     made: int = 0  # tokens so far
     last_token: int = -1
@@ -89,6 +90,13 @@ class CausalDecoder:
         self.tokens_max = int(self._model.config.max_position_embeddings)
         self._unspaced = _unspaced_tokens(self._tokenizer)
         self._batch = DecodingBatch(self._model)
+        # What stands before every recalled fact is the same each time: its keys and values are computed once. The
+        # base model's own prompts are always run whole, so that they stay its own to the bit.
+        self._heads = {
+            tuple(ids): self._batch.head(ids)
+            for ids in (self._templates.conditioned("", mode)[0] for mode in AnswerMode)
+            if ids
+        }
         self._live: list[Ticket] = []
         self._waiting: deque[Ticket] = deque()
         self._changed = threading.Condition()
@@ -153,26 +161,27 @@ class CausalDecoder:
     # -- the prompt ---------------------------------------------------------------------------------------------
 
     def _prepare(self, request: GenerationRequest, on_chunk: OnChunk) -> Ticket:
-        bias = None
+        bias = head = None
         if request.readout is None:
             ids = self._templates.plain(request.prompt, request.mode)
             length = len(ids)
             inputs = {"input_ids": torch.tensor([ids], device=self.device)}
         else:
             condition = self._codec.condition(request.readout, request.prompt_tokens, request.target_tokens)
-            inputs = {"inputs_embeds": self._conditioned_embeddings(request, condition)}
-            length = inputs["inputs_embeds"].shape[1]
+            before, after = self._templates.conditioned(request.prompt, request.mode)
+            head = self._heads.get(tuple(before))
+            inputs = {"inputs_embeds": self._embeddings([] if head else before, condition, after)}
+            length = len(before) + len(condition.candidates) + len(after)
             bias = self._target_bias(request, condition)
         if length + request.max_tokens > self.tokens_max:
             raise TextTooLong("prompt", length, self.tokens_max - request.max_tokens)
         stream = TextStream(self._text, strip_start=request.mode is AnswerMode.ANSWER)
-        return Ticket(request, on_chunk, inputs, TokenChoice(request, bias), stream)
+        return Ticket(request, on_chunk, inputs, TokenChoice(request, bias), stream, head)
 
     @torch.inference_mode()
-    def _conditioned_embeddings(self, request: GenerationRequest, condition: Condition) -> torch.Tensor:
-        """Embeddings (1, n, hidden) of the template with the fact's soft prefix in its place."""
+    def _embeddings(self, before: list[int], condition: Condition, after: list[int]) -> torch.Tensor:
+        """Embeddings (1, n, hidden) of the tokens before the fact, its soft prefix, and the tokens after it."""
         embed = self._model.get_input_embeddings()
-        before, after = self._templates.conditioned(request.prompt, request.mode)
         candidates = torch.from_numpy(condition.candidates).to(self.device)  # (T, B)
         probabilities = torch.from_numpy(condition.probabilities).to(self.device)
         prefix = torch.einsum("tb,tbh->th", probabilities, embed(candidates))
@@ -224,7 +233,7 @@ class CausalDecoder:
                 continue
             ticket.started_s = time.perf_counter()
             try:
-                logits = self._batch.admit(ticket.inputs)
+                logits = self._batch.admit(ticket.inputs, ticket.head)
             except Exception as error:  # noqa: BLE001 - it is the caller's to see; the thread serves the others
                 self._fail([ticket], error)
                 continue

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray import serve
 
+from workers.loading import long_lived
 from workers.ports import Generation, GenerationChunk, GenerationRequest
 
 
@@ -21,6 +22,11 @@ class DecoderWorker:
     def __init__(self, bundle_path: str, settings: Mapping[str, Any]) -> None:
         """`settings`: device, torch_threads, batch_requests_max (see `DecoderSettings`). Raises: ModelMissing."""
         started = time.perf_counter()
+        with long_lived():
+            self._load(bundle_path, settings)
+        self._load_s = time.perf_counter() - started
+
+    def _load(self, bundle_path: str, settings: Mapping[str, Any]) -> None:
         import torch  # noqa: PLC0415 - importing this module stays cheap: the process that composes the app needs no torch
 
         from workers.bundle import Bundle  # noqa: PLC0415
@@ -34,7 +40,6 @@ class DecoderWorker:
             batch_requests_max=int(settings.get("batch_requests_max", 4)),
         )
         list(self._decoder.generate(GenerationRequest("The first pass allocates", max_tokens=2)))
-        self._load_s = time.perf_counter() - started
 
     async def generate(self, request: GenerationRequest) -> Generation:
         """The whole text at once. Raises: TextTooLong, Overloaded, Unavailable."""

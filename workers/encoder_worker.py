@@ -13,6 +13,7 @@ from ray import serve
 
 from memory_actor.errors import LarimarError
 from memory_actor.types import EncodedFacts, FactText, Float16Array
+from workers.loading import long_lived
 
 CALLS_PER_PASS_MAX = 32
 
@@ -24,6 +25,11 @@ class EncoderWorker:
     def __init__(self, bundle_path: str, settings: Mapping[str, Any]) -> None:
         """`settings`: device, torch_threads, batch_texts_max (see `EncoderSettings`). Raises: ModelMissing."""
         started = time.perf_counter()
+        with long_lived():
+            self._load(bundle_path, settings)
+        self._load_s = time.perf_counter() - started
+
+    def _load(self, bundle_path: str, settings: Mapping[str, Any]) -> None:
         import torch  # noqa: PLC0415 - importing this module stays cheap: the process that composes the app needs no torch
 
         from workers.bundle import Bundle  # noqa: PLC0415
@@ -38,7 +44,6 @@ class EncoderWorker:
         )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         self._encoder.encode_queries([["The first pass allocates; nobody should wait for it."]])
-        self._load_s = time.perf_counter() - started
 
     async def encode_facts(self, facts: list[FactText]) -> EncodedFacts:
         """Keys (the prompts', float16) and latents of N facts. Raises: TextTooLong with the fact's index."""

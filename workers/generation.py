@@ -31,12 +31,23 @@ class DecodingBatch:
         return len(self._padding)
 
     @torch.inference_mode()
-    def admit(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def head(self, ids: Sequence[int]) -> DynamicCache:
+        """The keys and values of a prompt's beginning that many prompts share, for `admit` to start from."""
+        cache = DynamicCache(config=self._model.config)
+        self._model(input_ids=torch.tensor([ids], device=self._model.device), past_key_values=cache, use_cache=True)
+        return cache
+
+    @torch.inference_mode()
+    def admit(self, inputs: dict[str, torch.Tensor], head: DynamicCache | None = None) -> torch.Tensor:
         """Run a new row's prompt alone and add it as the last row. Returns its next-token logits (V,).
 
-        `inputs` is either `input_ids` (1, n) or `inputs_embeds` (1, n, hidden).
+        `inputs` is either `input_ids` (1, n) or `inputs_embeds` (1, n, hidden): the whole prompt, or what follows
+        `head`, which stays as it is.
         """
         cache = DynamicCache(config=self._model.config)
+        if head is not None:
+            for index, layer in enumerate(head.layers):
+                cache.update(layer.keys, layer.values, index)
         output = self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         self._join(cache)
         logits: torch.Tensor = output.logits[0, -1].float().cpu()

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from memory_actor.errors import TextTooLong
 from memory_actor.types import Float32Array
 from workers.bundle import Bundle
-from workers.runtime import quiet_transformers, resolve_device
+from workers.runtime import quiet_transformers, resolve_device, threads_for
 
 TokenIds = list[int]
 
@@ -79,7 +79,8 @@ class SentenceEncoder:
             tokens[row, : len(ids)] = torch.tensor(ids)
             mask[row, : len(ids)] = 1
         tokens, mask = tokens.to(self.device), mask.to(self.device)
-        hidden = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state  # (N, T, D)
+        with threads_for(tokens.numel()):
+            hidden = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state  # (N, T, D)
         weight = mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * weight).sum(1) / weight.sum(1)
         keys: Float32Array = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()

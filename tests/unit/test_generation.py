@@ -69,6 +69,19 @@ def test_each_row_runs_as_if_alone(model, data):
         assert len(batch) == len(rows)
 
 
+def test_a_shared_head_stands_for_the_tokens_it_was_made_of(model):
+    """Rows that start from one head get the logits of the whole prompt, and using a head does not change it."""
+    batch = DecodingBatch(model)
+    head = batch.head(PROMPTS[0])
+    for prompt in (PROMPTS[1], PROMPTS[2], PROMPTS[1]):
+        logits = batch.admit({"input_ids": torch.tensor([prompt])}, head)
+        assert torch.allclose(logits, recomputed(model, PROMPTS[0] + prompt), atol=1e-5)
+    stepped = batch.step([21, 22, 23])
+    for row, (prompt, token) in enumerate(zip((PROMPTS[1], PROMPTS[2], PROMPTS[1]), (21, 22, 23), strict=True)):
+        assert torch.allclose(stepped[row], recomputed(model, [*PROMPTS[0], *prompt, token]), atol=1e-5)
+    assert head.get_seq_length() == len(PROMPTS[0])
+
+
 def test_shared_padding_is_cut_off(model):
     """When the longest row leaves, the others stop paying for its length."""
     batch = DecodingBatch(model)

@@ -6,6 +6,7 @@ a request. They cannot lengthen one here: the router keeps its own deadline, and
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from fastapi import FastAPI
@@ -35,7 +36,11 @@ class GatewayReplica:
         """The application; called by Serve once per replica, after the constructor."""
         keys = KeyStore(self._settings.state_dir / "control.sqlite", self._settings.gateway.key_cache_s)
         # Serve answers with the request id by itself; twice would make two header lines.
-        return create_app(Routes(self._router, keys, self._settings), echo_request_id=False)
+        app = create_app(Routes(self._router, keys, self._settings), echo_request_id=False)
+        # Everything imported and built so far lives on: collections during requests need not look at it.
+        gc.collect()
+        gc.freeze()
+        return app
 
 
 #: Bound as `Gateway.bind(settings_dict, encoder_handle, decoder_handle)`; replicas and limits set with `.options()`.

@@ -23,6 +23,7 @@ from workers.ports import AnswerMode, GenerationRequest
 Advance = Callable[[int], None]
 
 TENANT = "bench"
+_TURN = 20
 _PLACES = ("kitchen", "garage", "attic", "cellar", "garden shed", "boiler room", "reception", "server room")
 _THINGS = ("spare key", "fuse box", "ladder", "first aid kit", "projector", "label printer", "guest badge", "tool box")
 
@@ -43,17 +44,18 @@ class WriteTimes:
 
 
 def single_writes(client: Client, encoder: FactEncoder, count: int, advance: Advance) -> WriteTimes:
-    """`count` writes of one fact each, every one followed by the bare encoder on a fact like it."""
+    """`count` writes of one fact each, in turns of 20 with the bare encoder on facts like them.
+
+    Turns rather than pairs: each side runs in the state that a steady caller finds it in.
+    """
     over_http, bare = [], []
-    for number in range(count + 10):
-        served, alone = fact(number), fact(1_000_000 + number)
-        body = {"prompt": served.prompt, "target": served.target}
-        http_ms = _ms(lambda: client.write(TENANT, body))  # noqa: B023 - run now
-        bare_ms = _ms(lambda: encoder.encode_facts([[alone]]))  # noqa: B023 - run now
-        if number >= 10:  # the first ten warm both up
-            over_http.append(http_ms)
-            bare.append(bare_ms)
-        advance(1)
+    for start in range(0, count + _TURN, _TURN):
+        served = [_write_ms(client, fact(start + i)) for i in range(_TURN)]
+        alone = [_encode_ms(encoder, fact(1_000_000 + start + i)) for i in range(_TURN)]
+        if start:  # the first turn warms both up
+            over_http += served
+            bare += alone
+        advance(_TURN)
     p50 = statistics.median(over_http)
     p99 = statistics.quantiles(over_http, n=100)[98]
     return WriteTimes(p50, p99, p50 - statistics.median(bare))
@@ -123,6 +125,14 @@ def _first_token_alone(decoder: CausalDecoder, text: str) -> float:
         if not elapsed and (chunk.text or chunk.tokens):
             elapsed = (time.perf_counter() - started) * 1e3
     return elapsed
+
+
+def _write_ms(client: Client, written: FactText) -> float:
+    return _ms(lambda: client.write(TENANT, {"prompt": written.prompt, "target": written.target}))
+
+
+def _encode_ms(encoder: FactEncoder, encoded: FactText) -> float:
+    return _ms(lambda: encoder.encode_facts([[encoded]]))
 
 
 def _ms(function: Callable[[], object]) -> float:

@@ -151,7 +151,7 @@ def _service_figures(state_dir: Path, bundle: Bundle, progress: Progress) -> dic
         encoder = FactEncoder.from_bundle(bundle)
         with Client(running.url, running.admin_key) as client:
             client.create_tenant(bench_service.TENANT)
-            with _task(progress, "single writes", 210) as advance:
+            with _task(progress, "single writes", 220) as advance:
                 writes = bench_service.single_writes(client, encoder, 200, advance)
             with _task(progress, "batch writes", 9) as advance:
                 ratio = bench_service.batch_write_ratio(client, encoder, 8, advance)

@@ -7,6 +7,7 @@ Linear algebra, fsync and ledger reads run on threads; the event loop only waits
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from memory_actor.directory import actor_name
+from memory_actor.directory import ledger_path
 from memory_actor.types import (
     EncodedFacts,
     EngineStatus,
@@ -66,7 +67,7 @@ class MemoryActor:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._engine = MemoryEngine.open(
             index,
-            Path(state_dir) / "ledger" / f"{actor_name(index).removeprefix('larimar-')}.sqlite",
+            ledger_path(Path(state_dir), index),
             config,
             EngineSettings(
                 device=device,
@@ -77,6 +78,9 @@ class MemoryActor:
             on_poison=_exit_poisoned,
         )
         self._readers = ThreadPoolExecutor(reader_threads, thread_name_prefix="larimar-reader")
+        # Half a million objects of torch and the replayed facts live on: no collection need look at them again.
+        gc.collect()
+        gc.freeze()
 
     async def _read(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *args)

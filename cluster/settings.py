@@ -52,7 +52,7 @@ class MemorySettings(Section):
 
 
 class LedgerSettings(Section):
-    url: str | None = Field(default=None, description="None: SQLite files in the state folder, one per memory actor")
+    url: None = Field(default=None, description="SQLite files in the state folder; this release has no other ledger")
     group_facts_max: int = Field(default=256, ge=1, description="facts committed in one transaction at most")
     idempotency_hours: float = Field(default=24, gt=0, description="how long replies are kept for replays")
     queue_max: int = Field(default=1024, ge=1, description="writes waiting at one actor before it answers 503")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,10 +36,10 @@ class SufficientStatistics:
 
     @classmethod
     def zeros(cls, address_size: int, latent_size: int) -> SufficientStatistics:
-        """The statistics of an empty memory, on the host."""
+        """The statistics of an empty memory, on the host. NumPy's zeros take no memory before they are written to."""
         return cls(
-            torch.zeros(address_size, address_size, dtype=torch.float64),
-            torch.zeros(address_size, latent_size, dtype=torch.float64),
+            torch.from_numpy(np.zeros((address_size, address_size))),
+            torch.from_numpy(np.zeros((address_size, latent_size))),
         )
 
     def copy(self) -> SufficientStatistics:

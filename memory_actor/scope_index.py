@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +57,9 @@ class ScopeIndex:
         position = len(self._fact_ids)
         block, row = divmod(position, BLOCK_ROWS)
         if block == len(self._blocks):
-            self._blocks.append(torch.zeros(BLOCK_ROWS, self._key_size, device=self._device))
+            # NumPy's zeros take no memory before they are written to: a small tenant pays for its own rows only.
+            empty = np.zeros((BLOCK_ROWS, self._key_size), dtype=np.float32)
+            self._blocks.append(torch.from_numpy(empty).to(self._device))
         # float16 keys are unit to a thousandth only; left so, a longer neighbour would beat a fact's own key.
         self._blocks[block][row] = _unit(key).to(self._device)
         self._positions[fact_id] = position

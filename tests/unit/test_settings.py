@@ -136,3 +136,9 @@ def test_state_dir_reaches_workers_as_it_is_meant(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert load_settings(None, {"state_dir": "~/here"}).state_dir == tmp_path / "here"
     assert load_settings(None, {"state_dir": "there"}).state_dir == tmp_path / "there"
+
+
+def test_another_ledger_is_refused_not_ignored():
+    """A database URL would be kept to by nobody in this release, so it is refused with its path."""
+    with pytest.raises(SettingsInvalid, match="ledger.url"):
+        load_settings(None, {"ledger.url": "postgresql://db/larimar"})

@@ -140,5 +140,5 @@ def test_state_dir_reaches_workers_as_it_is_meant(monkeypatch, tmp_path):
 
 def test_another_ledger_is_refused_not_ignored():
     """A database URL would be kept to by nobody in this release, so it is refused with its path."""
-    with pytest.raises(SettingsInvalid, match="ledger.url"):
+    with pytest.raises(SettingsInvalid, match=r"ledger\.url"):
         load_settings(None, {"ledger.url": "postgresql://db/larimar"})

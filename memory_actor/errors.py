@@ -151,6 +151,52 @@ class VerifyConflict(LarimarError):
     template = "tenant {tenant!r} changed during each of {attempts} verifications; retry when writes pause"
 
 
+class TenantQuarantined(LarimarError):
+    """Stored data of one tenant is damaged; it is refused whole until it is restored. Others are served."""
+
+    code, title, http_status = "tenant_quarantined", "Tenant is quarantined", 503
+    fields = ("tenant", "reason")
+    template = (
+        "tenant {tenant!r} is quarantined: {reason}. Nothing was changed and other tenants are served; "
+        "'larimar doctor {tenant}' shows what is safe and how to restore it"
+    )
+
+
+class CheckpointDamaged(LarimarError):
+    code, title, http_status = "checkpoint_damaged", "Checkpoint is damaged", 422
+    fields = ("checkpoint", "reason")
+    template = "checkpoint {checkpoint}: {reason}. Nothing was changed; restore another checkpoint"
+
+
+class CheckpointUnreadable(LarimarError):
+    """Its key was destroyed: it held something that was forgotten, or its tenant was erased."""
+
+    code, title, http_status = "checkpoint_erased", "Checkpoint was erased", 410
+    fields = ("checkpoint",)
+    template = (
+        "checkpoint {checkpoint} cannot be read any more: its key was destroyed when a fact in it was forgotten or its "
+        "tenant was deleted. Restore a newer checkpoint"
+    )
+
+
+class CheckpointMismatch(LarimarError):
+    code, title, http_status = "checkpoint_mismatch", "Checkpoint does not fit", 409
+    fields = ("checkpoint", "what", "stored", "expected")
+    template = "checkpoint {checkpoint}: {what} is {stored}, expected {expected}. Nothing was changed"
+
+
+class InvalidLocation(LarimarError):
+    code, title, http_status = "invalid_location", "Unknown checkpoint location", 422
+    fields = ("name", "allowed")
+    template = "checkpoint location {name!r} is not configured; configured are {allowed} (checkpoints.locations)"
+
+
+class LocationUnavailable(LarimarError):
+    code, title, http_status, retryable = "location_unavailable", "Checkpoint storage failed", 503, True
+    fields = ("name", "reason")
+    template = "checkpoint location {name!r}: {reason}. Nothing was changed in the memory; retry when it is back"
+
+
 # -- the processes ----------------------------------------------------------------------------------------------
 
 
@@ -186,6 +232,15 @@ class LedgerFailed(LarimarError):
     template = "the ledger {path} failed: {reason}. The memory actor restarts; retry with the same Idempotency-Key"
 
 
+class StorageFull(LarimarError):
+    code, title, http_status, retryable = "storage_full", "Disk is almost full", 507, True
+    fields = ("path", "free_mb", "reserve_mb")
+    template = (
+        "{path} has {free_mb} MB free, {reserve_mb} MB are kept for forgetting and recovery; nothing was stored. Free "
+        "space or forget facts, then retry. Reads and forgets go on"
+    )
+
+
 class Fenced(LarimarError):
     code, title, http_status, retryable = "fenced", "Superseded by a newer process", 503, True
     fields = ("epoch", "newer_epoch")
@@ -219,6 +274,17 @@ class BundleMismatch(StartupError):
     template = (
         "ledger {path} was written with bundle {stored}, but bundle {given} is configured; vectors of different "
         "bundles cannot be mixed. Configure the first bundle again or choose another state folder"
+    )
+
+
+class VaultLocked(StartupError):
+    """The root key that stored data was sealed under is missing or another one."""
+
+    code, title = "vault_locked", "Root key missing or wrong"
+    fields = ("path", "reason")
+    template = (
+        "key vault {path}: {reason}. Nothing was changed; put the root key file back (keys/root.key, a copy from your "
+        "backup of secrets). Without it stored data cannot be read by anyone"
     )
 
 

@@ -26,6 +26,21 @@ class ReadMode(StrEnum):
     SOFT = "soft"
 
 
+class Residency(StrEnum):
+    """Where a tenant's memory is: `hot` in the actor's memory, `cold` on disk only, `quarantined` refused."""
+
+    HOT = "hot"
+    COLD = "cold"
+    QUARANTINED = "quarantined"
+
+
+class ErasureState(StrEnum):
+    """How far an erasure is: `pending` (forgotten, bytes still on disk) or `done` (bytes destroyed, receipt signed)."""
+
+    PENDING = "pending"
+    DONE = "done"
+
+
 class Retention(StrEnum):
     """What a tenant's ledger keeps of the words: `text` keeps them, `latent` keeps only numbers."""
 
@@ -148,7 +163,72 @@ class ForgetReceipt:
     facts: int
     dry_run: bool = False
     replayed: bool = False
+    #: Names the erasure that destroys the bytes, None when nothing was forgotten. See `ErasureStatus`.
+    receipt_id: str | None = None
+    erase_by: float | None = None  # seconds since the epoch; the bytes are gone by then
     ms: dict[str, float] = field(default_factory=dict, compare=False)  # by stage; no part of what the reply says
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureStatus:
+    """One erasure: what a forget, a supersede, a restore in place or the end of a tenant leaves to destroy.
+
+    `receipt` is the signed receipt (canonical JSON, see `receipts.py`) once `state` is done, else None.
+    """
+
+    receipt_id: str
+    tenant: str
+    state: ErasureState
+    requested_at: float
+    erase_by: float
+    receipt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """One published checkpoint of a tenant, as registered in the ledger and listed.
+
+    `uid` is the tenant's incarnation (32 hex digits), `key_id` the data key its files are sealed with,
+    `manifest_sha256` (hex) what must match before a byte is trusted.
+    """
+
+    checkpoint_id: str  # "c_" and 26 characters
+    tenant: str
+    uid: str
+    location: str  # a configured location's name, never a URI
+    version: int  # of the tenant when it was taken
+    facts: int
+    bytes: int
+    state_hash: str
+    key_id: int
+    manifest_sha256: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointGrant:
+    """What another memory actor needs to read one checkpoint: where it is and the key of its files.
+
+    `excluded` are ids that may no longer be restored: forgotten, their erasure still pending.
+    """
+
+    info: CheckpointInfo
+    file_key: bytes = field(repr=False)
+    excluded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReply:
+    """A tenant holds what a checkpoint held, less what was forgotten since. `state_hash` is that of the result."""
+
+    tenant: str
+    checkpoint_id: str
+    facts: int
+    version: int
+    state_hash: str
+    in_place: bool
+    replayed: bool = False
+    ms: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +276,10 @@ class TenantSummary:
     created_at: float
     facts: int
     version: int
-    shards: int
+    shards: int  # 0 while cold
     state_hash: str | None = None
     replayed: bool = False
+    residency: Residency = Residency.HOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +305,11 @@ class EngineStatus:
     uptime_s: float
     ledger: str
     device: str
+    hot_tenants: int = 0
+    #: Name and reason of each tenant that is refused because its stored data is damaged.
+    quarantined: tuple[tuple[str, str], ...] = ()
+    pending_erasures: int = 0
+    oldest_pending_erasure_s: float = 0.0
 
 
 def as_plain(value: Any) -> Any:

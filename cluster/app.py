@@ -97,6 +97,13 @@ def ensure_memory_actors(settings: Settings, config: MemoryConfig) -> list[Any]:
             group_facts_max=ledger.group_facts_max,
             queue_max=ledger.queue_max,
             idempotency_hours=ledger.idempotency_hours,
+            ledger_url=ledger.url,
+            reserve_mb=ledger.reserve_mb,
+            hot_mb=memory.hot_mb,
+            erase_window_s=settings.erase.window_s,
+            checkpoints_keep=settings.checkpoints.keep,
+            locations=settings.checkpoint_locations,
+            keys_folder=str(settings.keys_folder),
         )
         for index in range(memory.actors)
     ]

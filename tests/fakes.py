@@ -176,7 +176,8 @@ class FakeMemory:
     def state(self) -> str:
         """A digest of everything the fake holds."""
         plain = {
-            name: (str(of.retention), of.version, sorted(of.facts)) for name, of in sorted(self.tenants_by_name.items())
+            name: (str(of.retention), of.version, sorted(of.facts), str(of.residency))
+            for name, of in sorted(self.tenants_by_name.items())
         }
         return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 

@@ -153,7 +153,7 @@ def test_a_client_that_goes_away_does_not_stop_a_write() -> None:
             await request
         assert memory.changes_applied == 0
         memory.hold.set()
-        await asyncio.gather(*world.router._shielded)
+        await asyncio.gather(*world.router._memory._shielded)
         return world
 
     assert run(work()).memory.owner_of("acme").changes_applied == 1

@@ -262,6 +262,14 @@ class StateFolderUnusable(StartupError):
     template = "state folder {path}: {reason}. {cure}"
 
 
+class LedgerServerUnusable(StartupError):
+    """The PostgreSQL server cannot be reached, or does not keep what it confirms. `location` holds no secret."""
+
+    code, title = "ledger_server_unusable", "Ledger server cannot be used"
+    fields = ("location", "reason", "cure")
+    template = "ledger {location}: {reason}. Nothing was changed. {cure}"
+
+
 class LedgerCorrupt(StartupError):
     code, title = "ledger_corrupt", "Ledger is damaged or foreign"
     fields = ("path", "reason")

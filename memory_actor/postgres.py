@@ -274,16 +274,22 @@ def ensure_schema(connection: sa.Connection, location: Location) -> None:
             raise LedgerServerUnusable(str(location), "this role may not create the schema", cure) from error
 
 
-def vacuum(driver: Driver, schema: str, tables: Sequence[str]) -> None:
-    """Take deleted rows out of the tables and have the server flush its pages. The session is in autocommit after.
+def vacuum(driver: Driver, tables: Sequence[str], *, full: bool = False) -> None:
+    """Take deleted rows out of tables (names as in SQL), have the server flush its pages; between transactions only.
 
-    Raises psycopg.Error.
+    A plain one runs beside commits and leaves stale bytes in the free space of pages. `full` writes the tables anew,
+    without any, and locks each for as long as that takes. Raises psycopg.Error.
     """
+    # By itself the server would leave the index entries of a few rows for a better occasion.
+    option = b"FULL" if full else b"INDEX_CLEANUP ON"
     driver.autocommit = True
-    for table in tables:
-        # Index entries too, however few: by itself the server would leave them for a better occasion.
-        driver.execute(f'VACUUM (INDEX_CLEANUP ON) "{schema}"."{table}"'.encode())
-    flush(driver)
+    try:
+        for table in tables:
+            driver.execute(b"VACUUM (%s) %s" % (option, table.encode()))
+        flush(driver)
+    finally:
+        if not driver.closed:
+            driver.autocommit = False
 
 
 def flush(driver: Driver) -> None:

@@ -191,6 +191,12 @@ class InvalidLocation(LarimarError):
     template = "checkpoint location {name!r} is not configured; configured are {allowed} (checkpoints.locations)"
 
 
+class ReceiptInvalid(LarimarError):
+    code, title, http_status = "receipt_invalid", "Receipt is not genuine", 422
+    fields = ("reason",)
+    template = "this is not a genuine receipt: {reason}"
+
+
 class LocationUnavailable(LarimarError):
     code, title, http_status, retryable = "location_unavailable", "Checkpoint storage failed", 503, True
     fields = ("name", "reason")

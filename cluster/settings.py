@@ -72,7 +72,7 @@ class LedgerSettings(Section):
     @classmethod
     def _postgresql_without_secret(cls, value: str | None) -> str | None:
         if value is not None:
-            if not value.startswith(("postgresql://", "postgresql+psycopg://")):
+            if not value.startswith(("postgresql://", "postgresql+psycopg://", "postgres://")):
                 raise ValueError("must be null or begin with postgresql://")
             if urlsplit(value).password is not None or "password=" in value.lower():
                 raise ValueError("must not hold a password; set LARIMAR_LEDGER_PASSWORD or use a .pgpass file")

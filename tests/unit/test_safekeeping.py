@@ -9,7 +9,7 @@ import pytest
 
 from cluster.ports import CallLost
 from cluster.safekeeping import best_for
-from cluster.settings import Settings, settings_from
+from cluster.settings import settings_from
 from memory_actor.errors import CheckpointMismatch, NotFound
 from memory_actor.types import CheckpointInfo
 from tests.fakes import FILE_KEY, FakeFinding, World, once
@@ -239,15 +239,3 @@ def test_the_doctor_speaks_of_one_tenant_or_of_all() -> None:
     assert [item["tenant"] for item in admin.get("/v1/tenants/acme/doctor").json()["findings"]] == ["acme"]
     whole = admin.get("/v1/doctor").json()
     assert (whole["healthy"], {item["tenant"] for item in whole["findings"]}) == (False, {"acme", "globex", "beta"})
-
-
-def test_local_is_a_location_unless_it_is_moved() -> None:
-    """Cold tenants need it, so it is there without being configured."""
-    plain = Settings(state_dir="/srv/x")
-    assert plain.checkpoint_locations == {"local": "/srv/x/checkpoints"}
-    moved = replace_locations(plain, {"local": "/mnt/fast", "far": "s3://b/p"})
-    assert moved.checkpoint_locations == {"local": "/mnt/fast", "far": "s3://b/p"}
-
-
-def replace_locations(settings: Settings, locations: dict[str, str]) -> Settings:
-    return settings_from({**settings.model_dump(), "checkpoints": {"locations": locations}}, "test")

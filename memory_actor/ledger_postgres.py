@@ -1,0 +1,297 @@
+"""The clustered engine: one schema of a PostgreSQL database, which any node may take over. Opens, checks, creates it.
+
+There is no file lock to keep a second process out, so commits and take-overs take turns with an advisory lock: a
+stale incarnation's commit is either over, and seen by its successor, before the successor reads the epoch, or it finds
+the newer epoch and stores nothing. A lost connection is never replaced: the incarnation ends and replay decides.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+import sqlalchemy as sa
+
+from memory_actor.errors import LarimarError, LedgerCorrupt, LedgerServerUnusable
+from memory_actor.ledger_meta import (
+    check_identity,
+    get_meta,
+    identity_of,
+    known_revisions,
+    put_meta,
+    take_epoch,
+    upgrade,
+)
+from memory_actor.ledger_opened import OpenedLedger
+from memory_actor.ledger_rows import checksum
+from memory_actor.ledger_schema import HEAD, meta, metadata
+from memory_actor.postgres import (
+    Location,
+    attach,
+    connect,
+    ensure_schema,
+    is_damage,
+    is_undecodable,
+    parse,
+    reason_of,
+    sqlstate_of,
+    vacuum,
+)
+from memory_actor.types import MemoryConfig
+from memory_actor.vault import Vault
+
+if TYPE_CHECKING:
+    from memory_actor.postgres import Driver
+
+WAIT_S: Final = 30.0
+"""How long opening waits for a server that is starting or recovering."""
+
+TAKE_OVER_S: Final = 5.0
+"""How long a take-over waits for the transaction of the incarnation before; then it ends that one's session."""
+
+# Tables, columns, indexes, foreign keys, triggers and policies, in terms that no server version words differently.
+_STRUCTURE = """
+WITH ours AS (
+  SELECT c.* FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE n.nspname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+)
+SELECT 'table', relname::text, relkind::text, relpersistence::text || relrowsecurity::text, '' FROM ours
+UNION ALL
+SELECT 'column', t.relname, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull::text
+  FROM ours t JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid WHERE a.attnum > 0 AND NOT a.attisdropped
+UNION ALL
+SELECT 'index', t.relname, i.relname, x.indisunique::text || x.indisprimary::text || x.indisvalid::text,
+       (SELECT string_agg(a.attname, ',' ORDER BY k.place) FROM unnest(x.indkey) WITH ORDINALITY k (number, place)
+          JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.number)
+  FROM ours t JOIN pg_catalog.pg_index x ON x.indrelid = t.oid JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
+UNION ALL
+SELECT 'foreign key', t.relname, f.relname, c.confdeltype::text, c.convalidated::text
+  FROM ours t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.oid AND c.contype = 'f'
+  JOIN pg_catalog.pg_class f ON f.oid = c.confrelid
+UNION ALL
+SELECT 'trigger', t.relname, g.tgname, g.tgenabled::text, ''
+  FROM ours t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.oid WHERE NOT g.tgisinternal
+UNION ALL
+SELECT 'rule', t.relname, r.rulename, r.ev_enabled::text, ''
+  FROM ours t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.oid
+ORDER BY 1, 2, 3, 4, 5
+"""
+_END_HOLDERS = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_locks
+WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+  AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND ((classid::bigint << 32) | objid::bigint) = %s
+"""
+_LOCK_NOT_AVAILABLE = "55P03"
+_NOT_ALLOWED = "42501"
+_NEEDED = ("identity", "salt", "schema")
+_REVISION = "alembic_version"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostgresLedger(OpenedLedger):
+    """An open ledger schema. `where` is what maintenance connects to beside the one connection for commits."""
+
+    engine_name = "postgresql"
+
+    where: Location
+
+    def lock_epoch(self) -> int:
+        """See `OpenedLedger`. At READ COMMITTED the second statement sees whatever was committed before the lock."""
+        self.connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self.where.lock_number})")
+        newest: int = self.connection.exec_driver_sql("SELECT max(epoch) FROM actor_epoch").scalar_one()
+        return newest
+
+    def truncate_log(self) -> None:
+        """Take deleted rows out of the tables, beside running commits; see docs/postgresql.md for what stays where.
+
+        Raises LedgerServerUnusable when the server cannot be reached.
+        """
+        with closing(connect(self.where, wait_s=0)) as driver:
+            vacuum(driver, [table.name for table in metadata.sorted_tables])
+
+    def free_bytes(self) -> int | None:
+        """None: a server does not say. A full disk there fails the commit, and nothing of it is stored."""
+        return None
+
+    def is_damage(self, error: BaseException | None) -> bool:
+        """See `OpenedLedger`."""
+        return is_damage(error)
+
+    def is_undecodable(self, error: BaseException | None) -> bool:
+        """See `OpenedLedger`."""
+        return is_undecodable(error)
+
+    def reason_of(self, error: BaseException | None) -> str:
+        """See `OpenedLedger`."""
+        return reason_of(error)
+
+
+class _Stage(Enum):
+    EMPTY = "no tables yet"
+    OLD = "tables of an earlier release"
+    CURRENT = "tables of this release"
+
+
+def open_postgres(
+    location: str, config: MemoryConfig, owner: str, now: float, vault: Vault, *, wait_s: float = WAIT_S
+) -> OpenedLedger:
+    """Open or create the ledger at `location` (see `postgres.parse`) and take the next epoch for `owner`.
+
+    The incarnation before is fenced from then on; a transaction it hangs in is ended after TAKE_OVER_S seconds.
+    Raises SettingsInvalid, LedgerServerUnusable, LedgerCorrupt, BundleMismatch; then nothing was changed.
+    """
+    where = parse(location)
+    with ExitStack() as undo:
+        driver = connect(where, wait_s)
+        undo.callback(driver.close)
+        with _opening(where):
+            connection = undo.enter_context(attach(driver))
+            with connection.begin():
+                _inspect(driver, where, config)  # refuse before anybody is disturbed
+            with _alone(connection, where):
+                meta_rows = _make_tables(connection, driver, where, config, vault)
+                epoch = take_epoch(connection, owner, now)
+        opened = PostgresLedger(
+            connection=connection, location=str(where), salt=meta_rows["salt"], epoch=epoch, vault=vault, where=where
+        )
+        undo.pop_all()  # nothing failed: the connection stays
+    return opened
+
+
+def open_vault_postgres(location: str, root_keys: Sequence[bytes], *, wait_s: float = WAIT_S) -> Vault:
+    """Open or create the vault of the ledger at `location`, in a schema and over a connection of its own.
+
+    Raises SettingsInvalid, LedgerServerUnusable, LedgerCorrupt, VaultLocked; then nothing was changed.
+    """
+    where = parse(location).keys
+    with ExitStack() as undo:
+        driver = connect(where, wait_s)
+        undo.callback(driver.close)
+        with _opening(where):
+            connection = undo.enter_context(attach(driver))
+            vault = Vault.over(connection, str(where), root_keys, schema=where.schema)
+        undo.pop_all()
+    return vault
+
+
+def check_postgres(location: str, config: MemoryConfig, *, wait_s: float = 5.0) -> None:
+    """Refuse what `open_postgres` would refuse about server and tables; nothing is changed, locked or created.
+
+    Raises SettingsInvalid, LedgerServerUnusable, LedgerCorrupt, BundleMismatch.
+    """
+    where = parse(location)
+    with closing(connect(where, wait_s)) as driver, _opening(where), driver.transaction():
+        _inspect(driver, where, config)
+
+
+def needs_vault(location: str, *, wait_s: float = WAIT_S) -> bool:
+    """Whether the ledger holds what only an existing vault can open. False too where there is no ledger.
+
+    Raises SettingsInvalid, LedgerServerUnusable.
+    """
+    where = parse(location)
+    with closing(connect(where, wait_s)) as driver, _opening(where), driver.transaction():
+        if driver.execute("SELECT to_regclass(%s)", [f"{where.schema}.tenant"]).fetchone() == (None,):
+            return False
+        return driver.execute("SELECT 1 FROM tenant LIMIT 1").fetchone() is not None
+
+
+def _make_tables(
+    connection: sa.Connection, driver: Driver, where: Location, config: MemoryConfig, vault: Vault
+) -> dict[str, bytes]:
+    """Create or migrate what is missing in the caller's transaction; returns the meta rows."""
+    stage = _inspect(driver, where, config)  # again: another incarnation may have migrated in between
+    if stage is _Stage.EMPTY:
+        ensure_schema(connection, where)
+    if stage is not _Stage.CURRENT:
+        upgrade(connection, vault, str(where))
+    if stage is _Stage.EMPTY:
+        put_meta(connection, {"identity": identity_of(config), "salt": secrets.token_bytes(32)})
+    if stage is not _Stage.CURRENT:
+        put_meta(connection, {"schema": checksum(_structure(driver, where))})
+    return get_meta(connection.execute(sa.select(meta)), str(where), _NEEDED)
+
+
+# -- taking turns ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _alone(connection: sa.Connection, where: Location) -> Iterator[None]:
+    """A transaction during which no incarnation commits or takes over.
+
+    Whoever holds the lock for longer than TAKE_OVER_S (a stopped process, one behind a dead network) is disconnected;
+    the server then rolls its transaction back, or has committed it, before the lock is ours.
+    """
+    for last in (False, True):
+        transaction = connection.begin()
+        try:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{int(TAKE_OVER_S * 1000)}ms'")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({where.lock_number})")
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+        except sa.exc.DBAPIError as error:
+            transaction.rollback()
+            if last or sqlstate_of(error.orig) != _LOCK_NOT_AVAILABLE:
+                raise
+            with connection.begin():
+                connection.exec_driver_sql(_END_HOLDERS, (where.lock_number,))
+            continue
+        with transaction:
+            yield
+        return
+
+
+@contextmanager
+def _opening(where: Location) -> Iterator[None]:
+    """Turns what the server says while a ledger is opened into our errors."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        raise _opening_error(where, error.orig) from error
+    except psycopg.Error as error:
+        raise _opening_error(where, error) from error
+
+
+def _opening_error(where: Location, error: BaseException | None) -> LarimarError:
+    if is_damage(error):
+        return LedgerCorrupt(str(where), f"it cannot be read as a ledger: {reason_of(error)}")
+    cure = "See the server's log"
+    if sqlstate_of(error) == _LOCK_NOT_AVAILABLE:
+        cure = "Another session holds its lock and cannot be ended by this role: end it as the role that owns it"
+    if sqlstate_of(error) == _NOT_ALLOWED:
+        cure = f"Make this role the owner of schema {where.schema} and all that is in it (docs/postgresql.md)"
+    return LedgerServerUnusable(str(where), reason_of(error), cure)
+
+
+# -- checks, which change nothing -----------------------------------------------------------------------------------
+
+
+def _structure(driver: Driver, where: Location) -> list[list[Any]]:
+    return [list(row) for row in driver.execute(_STRUCTURE, [where.schema]).fetchall()]
+
+
+def _inspect(driver: Driver, where: Location, config: MemoryConfig) -> _Stage:
+    """Check tables, revision and identity in the caller's transaction. Raises LedgerCorrupt, BundleMismatch."""
+    structure = _structure(driver, where)
+    tables = {row[1] for row in structure if row[0] == "table"}
+    if not tables:
+        return _Stage.EMPTY
+    revisions = driver.execute("SELECT version_num FROM alembic_version").fetchall() if _REVISION in tables else []
+    if not revisions:
+        raise LedgerCorrupt(str(where), "the schema holds tables, but does not say which release made them")
+    stage = _Stage.CURRENT if revisions[0][0] == HEAD else _Stage.OLD
+    if stage is _Stage.OLD and revisions[0][0] not in known_revisions():
+        raise LedgerCorrupt(str(where), f"its tables have revision {revisions[0][0]!r}, which this release cannot read")
+    missing = metadata.tables.keys() - tables
+    if stage is _Stage.CURRENT and missing:
+        raise LedgerCorrupt(str(where), f"tables are missing: {', '.join(sorted(missing))}")
+    stored = get_meta(driver.execute("SELECT name, value, checksum FROM meta").fetchall(), str(where), _NEEDED)
+    if stored["schema"] != checksum(structure):
+        raise LedgerCorrupt(str(where), "its table definitions were changed")
+    check_identity(stored["identity"], config, str(where))
+    return stage

@@ -31,9 +31,6 @@ class Resident:
     changes: int = 0  # counts replacements by the writer: what was loaded beside one is not believed
     #: Held while the memory is loaded, so that it is loaded once.
     waking: threading.Lock = field(default_factory=threading.Lock)
-    #: Held from reading the facts of a checkpoint until it is registered, and while an erasure rewrites checkpoints:
-    #: so no checkpoint can be published that holds a fact whose erasure is done. Never taken by the writer thread.
-    saving: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def name(self) -> str:

@@ -20,7 +20,9 @@ from memory_actor.state_hash import state_hash
 from memory_actor.types import MemoryConfig, Retention
 
 FORMAT: Final = 1
-"""The format that is written. All formats that are read are in `checkpoint_arrow.READERS`."""
+"""The format that is written."""
+FORMATS: Final = (1,)
+"""All formats that are read: every one that was ever written."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

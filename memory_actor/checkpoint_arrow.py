@@ -227,7 +227,7 @@ def _read_1(files: Mapping[str, _Opened], config: MemoryConfig, checkpoint: str)
 
 
 READERS: Final[Mapping[int, Callable[[Mapping[str, _Opened], MemoryConfig, str], Snapshot]]] = {1: _read_1}
-"""Every format that was ever written stays readable; `tests/golden` holds one checkpoint of each."""
+"""One for each of `checkpoint.FORMATS`; `tests/golden` holds a checkpoint of each."""
 
 
 def _read_sums(file: _Opened, config: MemoryConfig, rows: int) -> SufficientStatistics:

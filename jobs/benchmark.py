@@ -13,11 +13,8 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cluster.client import Client
-from cluster.ray_environment import free_port
-from cluster.state_folder import StateFolder
 from jobs import bench_memory, bench_service
+from jobs.own_system import OwnSystem
 from workers.bundle import Bundle, materialise_bundle
 from workers.fact_encoder import FactEncoder
 
@@ -144,7 +140,8 @@ def _memory_figures(bundle: Bundle, facts: int, progress: Progress) -> dict[str,
 
 def _service_figures(state_dir: Path, bundle: Bundle, progress: Progress) -> dict[str, float]:
     with _task(progress, "warm start", 1) as advance:
-        running = RunningBenchSystem(state_dir)
+        system = OwnSystem(state_dir)
+        running = system.handle
         advance(1)
     try:
         rss_gb = bench_service.resident_gb(running.pid)
@@ -158,9 +155,9 @@ def _service_figures(state_dir: Path, bundle: Bundle, progress: Progress) -> dic
             with _task(progress, "queries", 43) as advance:
                 query_ms = bench_service.query_overhead_ms(client, bundle, 40, advance)
     finally:
-        running.stop()
+        system.stop()
     return {
-        "warm_start_s": running.warm_start_s,
+        "warm_start_s": system.warm_start_s,
         "write_p50_ms": writes.p50_ms,
         "write_p99_ms": writes.p99_ms,
         "write_overhead_p50_ms": writes.overhead_p50_ms,
@@ -168,35 +165,6 @@ def _service_figures(state_dir: Path, bundle: Bundle, progress: Progress) -> dic
         "query_overhead_ms": query_ms,
         "rss_gb": rss_gb,
     }
-
-
-class RunningBenchSystem:
-    """A system started through the command line, as a user would, on an empty ledger and a free port."""
-
-    def __init__(self, state_dir: Path) -> None:
-        for leftover in ("ledger", "control.sqlite", "control.sqlite-wal", "control.sqlite-shm"):
-            path = state_dir / leftover
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        self._state_dir = state_dir
-        self._environment = {**os.environ, "LARIMAR_CONFIG_DIR": str(state_dir / "client")}
-        started = time.perf_counter()
-        reply = json.loads(self._larimar("up", "--port", str(free_port()), "-o", "json"))
-        self.warm_start_s = time.perf_counter() - started
-        self.admin_key = str(reply["admin_key"])
-        recorded = StateFolder(state_dir).running()
-        if recorded is None:
-            raise RuntimeError("the system is up but left no record of itself")
-        self.url, self.pid = recorded.url, recorded.pid
-
-    def stop(self) -> None:
-        self._larimar("down")
-
-    def _larimar(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "cluster", *arguments, "--state-dir", str(self._state_dir)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self._environment)  # noqa: S603
-        if done.returncode:
-            raise RuntimeError(f"larimar {arguments[0]} failed ({done.returncode}): {done.stderr or done.stdout}")
-        return done.stdout
 
 
 def _bundle(state_dir: Path, progress: Progress) -> Bundle:

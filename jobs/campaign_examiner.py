@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jobs.campaign_load import TIMEOUT_S, Answer, Heard, Request
 from jobs.campaign_model import TenantModel
@@ -36,7 +37,7 @@ class Examiner:
         return {tenant: list(model.live) for tenant, model in self.models.items()}
 
     def take(self, heard: Heard, store: Store, label: str) -> None:
-        """Bring the truth up to what a dead sender noted, asking again, under the same keys, about what it did not hear.
+        """Bring the truth up to what a dead sender noted, asking again under the same keys where it heard nothing.
 
         Requests were queued in order and commits are whole, so those that were applied come before those that were
         not: I3 of the promises, with the same key as the witness.
@@ -126,6 +127,11 @@ class Examiner:
             self._check_receipt(store, receipt_id, label)
         self.receipts.clear()
 
+    def nothing_left(self, store: Store, state_dir: Path, label: str) -> None:
+        """No file of a checkpoint that was never registered: it could hold what is forgotten later."""
+        left = unregistered_files(store, state_dir)
+        self.outcome.check(not left, f"{label}: unregistered checkpoint files stay: {left}")
+
     def _check_receipt(self, store: Store, receipt_id: str, label: str) -> None:
         status = store.engine.erasure(receipt_id)
         if status.state is not ErasureState.DONE or status.receipt is None:
@@ -138,6 +144,14 @@ class Examiner:
             return
         self.outcome.check(receipt.receipt_id == receipt_id, f"{label}: {receipt_id} has another's receipt")
         self.outcome.counts["receipts"] += 1
+
+
+def unregistered_files(store: Store, state_dir: Path) -> list[str]:
+    """Files among the checkpoints that no registered checkpoint owns."""
+    folder = state_dir / "checkpoints"
+    owners = [f"{info.uid}/{info.checkpoint_id}" for info in store.ledger.checkpoints()]
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in files if not name.startswith(tuple(owners)))
 
 
 def stored_facts(store: Store, tenant: str) -> Mapping[str, tuple[str | None, str | None]]:

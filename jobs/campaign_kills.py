@@ -43,11 +43,9 @@ def kills(count: int, seed: int, advance: Advance) -> Outcome:
                 }
                 loaded = draw.random() < 0.5
                 wait_s = draw.uniform(0, LOAD_S if loaded else OPENING_S)
-                ended = zygote.run(
-                    "jobs.campaign_kills:victim", arguments, kill_after_s=wait_s, when_ready=loaded
-                )
+                ended = zygote.run("jobs.campaign_kills:victim", arguments, kill_s=wait_s, ready=loaded)
                 heard = read_journal(journal)
-                outcome.check(ended.killed, f"{label}: the victim ended by itself with {ended.code}")
+                outcome.check(ended.killed, f"{label}: the victim ended by itself: {zygote.last_words()}")
                 outcome.counts["kills"] += ended.killed
                 outcome.counts["killed_opening"] += "open" not in heard.said
                 with opened(state_dir) as store:
@@ -56,6 +54,7 @@ def kills(count: int, seed: int, advance: Advance) -> Outcome:
                     if number == count - 1:
                         examiner.finish_erasures(store, label)
                         examiner.examine(store, label)
+                        examiner.nothing_left(store, state_dir, label)
                 first += len(heard.begun)
                 journal.unlink(missing_ok=True)
                 advance(1)

@@ -6,17 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 Advance = Callable[[int], None]
 
 VIOLATIONS_SHOWN = 20
-
-
-class Campaign(Protocol):
-    """`count` trials drawn from `seed`; `advance(n)` after n of them."""
-
-    def __call__(self, count: int, seed: int, advance: Advance) -> Outcome: ...
 
 
 @dataclass
@@ -55,7 +49,11 @@ class Outcome:
             "violations": self.violations[:VIOLATIONS_SHOWN],
         }
 
+    @property
+    def command(self) -> str:
+        """What repeats this run."""
+        return f"larimar campaign {self.campaign} --count {self.count} --seed {self.seed}"
+
     def report(self) -> str:
         """For a failed test: every count, the first violations, and the command that repeats the run."""
-        again = f"larimar campaign {self.campaign} --count {self.count} --seed {self.seed}"
-        return f"{json.dumps(self.as_json(), indent=2)}\n{len(self.violations)} violations; repeat with: {again}"
+        return f"{json.dumps(self.as_json(), indent=2)}\n{len(self.violations)} violations; repeat with: {self.command}"

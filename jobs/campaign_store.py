@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from memory_actor.addressing import Addressing
-from memory_actor.engine import EngineSettings, MemoryEngine
+from memory_actor.engine import EngineSettings, MemoryEngine, random_fact_id
 from memory_actor.ledger import Ledger
 from memory_actor.storage import open_storage
 from memory_actor.types import EncodedFacts, FactText, Float16Array, Idempotency, Int8Array, MemoryConfig
@@ -123,6 +123,7 @@ def open_store(
     url: str | None = None,
     on_poison: Callable[[BaseException], None] | None = None,
     config: MemoryConfig = CONFIG,
+    new_fact_id: Callable[[], str] = random_fact_id,
     **changes: object,
 ) -> Store:
     """Open or create everything in `state_dir`, as the actor does at its start. Raises StartupError subclasses."""
@@ -131,7 +132,12 @@ def open_store(
     ledger = open_storage(state_dir, 0, url, config, owner, time.time())
     try:
         engine = MemoryEngine(
-            0, ledger, config, settings(state_dir, **changes), on_poison=on_poison or poisoned.append
+            0,
+            ledger,
+            config,
+            settings(state_dir, **changes),
+            on_poison=on_poison or poisoned.append,
+            new_fact_id=new_fact_id,
         )
     except BaseException:
         ledger.close()

@@ -44,53 +44,55 @@ class Zygote:
     """The parent's side. Use in a `with` block."""
 
     def __init__(self, log: Path) -> None:
+        """`log`: where victims' stderr goes."""
         self._log = log
-        self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> Self:
-        root = Path(__file__).resolve().parents[1]
-        with self._log.open("a") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        with log.open("a") as stderr:
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", "jobs.campaign_zygote"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=root,
+                stderr=stderr,
+                cwd=Path(__file__).resolve().parents[1],
                 text=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            with self._process:
-                self._process.kill()
+        with self._process:
+            self._process.kill()
 
     def run(
-        self, function: str, arguments: Mapping[str, Any], *, kill_after_s: float | None = None, when_ready: bool = False
+        self, function: str, arguments: Mapping[str, Any], *, kill_s: float | None = None, ready: bool = False
     ) -> Ended:
         """Fork a process that calls `module:function(**arguments)`, and wait for its end.
 
-        It is killed with SIGKILL `kill_after_s` after the fork, or after it called `ready()`; as late after TIMEOUT_S.
+        It is killed with SIGKILL `kill_s` after the fork (with `ready`: after it called `ready()`); without `kill_s` it
+        is stopped, as late, after TIMEOUT_S.
         """
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        order = {
-            "call": function,
-            "arguments": dict(arguments),
-            "kill_after_s": kill_after_s,
-            "when_ready": when_ready,
-        }
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-        report = process.stdout.readline()
-        if not report:
-            raise RuntimeError(f"the zygote ended: {self._log.read_text(errors='replace')[-2000:]}")
-        return Ended(**json.loads(report))
+        order = {"call": function, "arguments": dict(arguments), "kill_s": kill_s, "ready": ready}
+        reply = self._exchange(json.dumps(order))
+        return Ended(**json.loads(reply))
+
+    def last_words(self) -> str:
+        """The last line that a victim wrote to stderr."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return lines[-1] if lines else ""
+
+    def _exchange(self, order: str) -> str:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("the zygote has no pipes")
+        stdin.write(order + "\n")
+        stdin.flush()
+        reply = stdout.readline()
+        if not reply:
+            raise RuntimeError(f"the zygote ended: {self.last_words()}")
+        return reply
 
 
 def ready() -> None:
@@ -116,7 +118,7 @@ def serve() -> None:
             _be_victim(order["call"], order["arguments"], speak)
         os.close(speak)
         try:
-            code, late = _wait(pid, order["kill_after_s"], listen if order["when_ready"] else None)
+            code, late = _wait(pid, order["kill_s"], listen if order["ready"] else None)
         finally:
             os.close(listen)
         report = {"code": code, "late": late, "seconds": time.perf_counter() - started}
@@ -124,19 +126,19 @@ def serve() -> None:
         sys.stdout.flush()
 
 
-def _wait(pid: int, kill_after_s: float | None, listen: int | None) -> tuple[int, bool]:
+def _wait(pid: int, kill_s: float | None, listen: int | None) -> tuple[int, bool]:
     """Wait for the end of a child, killing it in time. Returns its exit code, and whether it was late."""
     descriptor = os.pidfd_open(pid)
     try:
         if listen is not None:  # readable when the victim is ready, and when it has ended
             select.select([listen], [], [], TIMEOUT_S)
-        ended, _, _ = select.select([descriptor], [], [], TIMEOUT_S if kill_after_s is None else kill_after_s)
+        ended, _, _ = select.select([descriptor], [], [], TIMEOUT_S if kill_s is None else kill_s)
     finally:
         os.close(descriptor)
     if not ended:
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), not ended and kill_after_s is None
+    return os.waitstatus_to_exitcode(status), not ended and kill_s is None
 
 
 def _be_victim(call: str, arguments: Mapping[str, Any], speak: int) -> None:

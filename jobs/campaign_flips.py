@@ -1,0 +1,183 @@
+"""One flipped bit in a copy of a store's files: what is read afterwards is what was written, or damage is reported."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from jobs.campaign_load import TIMEOUT_S, Answer, Request, create_tenants
+from jobs.campaign_outcome import Advance, Outcome
+from jobs.campaign_store import LOCAL, PlannedFact, Store, key_of, once, open_store
+from memory_actor.directory import ledger_path
+from memory_actor.errors import LarimarError
+from memory_actor.types import ReadMode, Selector, as_plain
+
+_TENANTS: Final = ("ant", "bee")
+_FACTS: Final = 10
+_LIMIT: Final = 100
+
+Pieces = dict[str, Any]
+
+
+class Detected(str):
+    """What a read was refused with."""
+
+    __slots__ = ()
+
+
+def bit_flips(count: int, seed: int, advance: Advance) -> Outcome:
+    """`count` flips, spread evenly over ledger, vault, checkpoints' files and their manifests."""
+    outcome = Outcome("bit_flips", seed, count)
+    draw = random.Random(seed)  # noqa: S311 - a seeded campaign
+    with tempfile.TemporaryDirectory(prefix="larimar-flips-") as folder:
+        intact, state_dir = Path(folder) / "intact", Path(folder) / "state"
+        _write_store(intact)
+        shutil.copytree(intact, state_dir)
+        truth = read_everything(state_dir)
+        shutil.rmtree(state_dir)
+        outcome.check(not [one for one in truth.values() if isinstance(one, Detected)], f"unharmed, it says {truth}")
+        kinds = _files(intact)
+        for number in range(count):
+            kind = draw.choice(sorted(kinds))
+            victim = draw.choice(kinds[kind])
+            bit = draw.randrange(8 * (intact / victim).stat().st_size)
+            shutil.copytree(intact, state_dir)
+            flip(state_dir / victim, bit)
+            _judge(outcome, f"flip {number}: bit {bit} of {victim}", truth, state_dir, kind)
+            shutil.rmtree(state_dir)
+            advance(1)
+    outcome.counts["silently_wrong"] += 0
+    return outcome
+
+
+def flip(path: Path, bit: int) -> None:
+    """Invert one bit of a file."""
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ (1 << (bit % 8))]))
+
+
+def _judge(outcome: Outcome, label: str, truth: Pieces, state_dir: Path, kind: str) -> None:
+    try:
+        found = read_everything(state_dir)
+    except Exception:  # noqa: BLE001 - damage that surfaces as anything else than a refusal is a finding
+        outcome.counts["silently_wrong"] += 1
+        outcome.violate(f"{label}: {traceback.format_exc(limit=-2)}")
+        return
+    wrong = [name for name, value in found.items() if not isinstance(value, Detected) and value != truth[name]]
+    detected = [value for value in found.values() if isinstance(value, Detected)]
+    if wrong:
+        outcome.counts["silently_wrong"] += 1
+        outcome.violate(f"{label}: {wrong} differ, and nothing was reported ({len(detected)} refusals elsewhere)")
+    elif detected:
+        outcome.counts["detected"] += 1
+        outcome.counts[f"detected_in_{kind}"] += 1
+    else:
+        outcome.counts["same_content"] += 1
+
+
+# -- the store --------------------------------------------------------------------------------------------------
+
+
+def _write_store(state_dir: Path) -> None:
+    """Two tenants with facts superseded, forgotten and erased, one checkpoint each and facts after it."""
+    store = open_store(state_dir, erase_window_s=3600.0)
+    create_tenants(store, _TENANTS)
+    number = 0
+    for tenant in _TENANTS:
+        ids: list[str] = []
+        for prompt in (*range(_FACTS), 0, 1):
+            request = Request(number, tenant, (PlannedFact(prompt, 1000 + number, rows=1 + prompt % 2),))
+            ids += Answer.of(number, request.submit(store).result(TIMEOUT_S)).fact_ids
+            number += 1
+            if number % 12 == 8:
+                store.engine.checkpoint(tenant, LOCAL)
+        Request(900 + number, tenant, fact_ids=(ids[2],)).submit(store).result(TIMEOUT_S)
+    store.engine.erase_now()
+    store.engine.close()
+
+
+def _files(state_dir: Path) -> dict[str, list[Path]]:
+    """Files by kind, relative to the state folder."""
+    relative = sorted(path.relative_to(state_dir) for path in state_dir.rglob("*") if path.is_file())
+    manifests = [path for path in relative if path.name.endswith(".manifest.json")]
+    return {
+        "ledger": [ledger_path(state_dir, 0).relative_to(state_dir)],
+        "vault": [path for path in relative if path.match("keys/vault-*.sqlite")],
+        "root_key": [path for path in relative if path.match("keys/root.key")],
+        "checkpoint": [path for path in relative if path.parts[0] == "checkpoints" and path not in manifests],
+        "manifest": manifests,
+    }
+
+
+# -- reading ----------------------------------------------------------------------------------------------------
+
+
+def read_everything(state_dir: Path) -> Pieces:
+    """Every piece that can be read of a store, by name; a refused piece is `Detected` with its code."""
+    try:
+        store = open_store(state_dir, erase_window_s=3600.0)
+    except LarimarError as refusal:
+        return {"open": Detected(refusal.code)}
+    try:
+        return {name: _piece(read) for name, read in _reads(store).items()} | {"open": "open"}
+    finally:
+        store.engine.close()
+
+
+def _piece(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except LarimarError as refusal:
+        return Detected(refusal.code)
+
+
+def _reads(store: Store) -> dict[str, Callable[[], Any]]:
+    engine, ledger = store.engine, store.ledger
+    reads: dict[str, Callable[[], Any]] = {
+        "audit": lambda: ledger.audit_chain_ok() or Detected("audit"),
+        "tenants": lambda: [summary.name for summary in engine.summaries()],
+        "erasures": lambda: sorted((row.receipt_id, row.receipt) for row in ledger.erasures(pending_only=False)),
+    }
+    for index, tenant in enumerate(_TENANTS):
+        reads |= _tenant_reads(store, tenant)
+        for number in range(12 * index, 12 * index + 12):
+            given = once(f"k{number}", "write")
+            reads[f"reply {number}"] = lambda tenant=tenant, given=given: ledger.idempotent_reply(tenant, given)  # type: ignore[misc]
+    return reads
+
+
+def _tenant_reads(store: Store, tenant: str) -> dict[str, Callable[[], Any]]:
+    engine = store.engine
+
+    def verified() -> Any:
+        done = engine.verify(tenant)
+        return (done.state_hash, done.version) if done.identical else Detected("verify")
+
+    def recalled(prompt: int) -> Any:
+        recall = engine.recall(tenant, key_of(prompt), ReadMode.SNAP, 0)
+        return recall.fact_id, None if recall.readout is None else recall.readout.round(3).tolist()
+
+    def restored() -> Any:
+        info = engine.checkpoints(tenant)[-1]
+        grant = engine.grant(tenant, info.checkpoint_id)
+        reply = engine.restore(f"{tenant}-again", grant, None, False, once("again")).result(TIMEOUT_S)
+        return reply.facts, reply.state_hash
+
+    return {
+        f"{tenant} summary": lambda: as_plain(engine.summary(tenant)) | {"residency": "", "shards": 0},
+        f"{tenant} facts": lambda: as_plain(engine.facts(tenant, 0, _LIMIT)),
+        f"{tenant} tagged": lambda: as_plain(engine.select(tenant, Selector(tags=("tag1",)), _LIMIT)),
+        f"{tenant} recalls": lambda: [recalled(prompt) for prompt in range(_FACTS)],
+        f"{tenant} verified": verified,
+        f"{tenant} checkpoints": lambda: as_plain(engine.checkpoints(tenant)),
+        f"{tenant} restored": restored,
+    }

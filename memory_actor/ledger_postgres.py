@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 import sqlalchemy as sa
 
-from memory_actor.errors import LarimarError, LedgerCorrupt, LedgerServerUnusable
+from memory_actor.errors import LarimarError, LedgerCorrupt, LedgerFailed, LedgerServerUnusable
 from memory_actor.ledger_meta import (
     check_identity,
     get_meta,
@@ -255,6 +255,10 @@ def _opening(where: Location) -> Iterator[None]:
         raise _opening_error(where, error.orig) from error
     except psycopg.Error as error:
         raise _opening_error(where, error) from error
+    except LedgerFailed as error:  # the vault's word for what the server refuses, also before it is open
+        if isinstance(error.__cause__, sa.exc.DBAPIError):
+            raise _opening_error(where, error.__cause__.orig) from error
+        raise
 
 
 def _opening_error(where: Location, error: BaseException | None) -> LarimarError:
@@ -264,7 +268,10 @@ def _opening_error(where: Location, error: BaseException | None) -> LarimarError
     if sqlstate_of(error) == _LOCK_NOT_AVAILABLE:
         cure = "Another session holds its lock and cannot be ended by this role: end it as the role that owns it"
     if sqlstate_of(error) == _NOT_ALLOWED:
-        cure = f"Make this role the owner of schema {where.schema} and all that is in it (docs/postgresql.md)"
+        cure = (
+            f"Make this role the owner of schema {where.schema} and of all that is in it, or let it create schemas: "
+            f"CREATE SCHEMA {where.schema} AUTHORIZATION …, or GRANT CREATE ON DATABASE … (docs/postgresql.md)"
+        )
     return LedgerServerUnusable(str(where), reason_of(error), cure)
 
 

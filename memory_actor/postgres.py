@@ -185,17 +185,16 @@ def connect(location: Location, wait_s: float) -> Driver:
 
 
 def _connect_once(location: Location) -> Driver:
-    secret = os.environ.get(PASSWORD_VARIABLE)
+    # Temporary tables last: they must not stand before ours. What is set here outranks defaults of role and database.
+    pinned = {**_PINNED, "search_path": f"{location.schema},pg_temp"}
     options = {**_DEFAULTS, "application_name": f"larimar {location.schema}", **location.options}
-    if secret:
+    options["options"] = " ".join([options.get("options", ""), *(f"-c {name}={pinned[name]}" for name in pinned)])
+    if secret := os.environ.get(PASSWORD_VARIABLE):
         options["password"] = secret
     driver = psycopg.connect(**options, client_encoding="UTF8", cursor_factory=_BinaryCursor)  # type: ignore[arg-type]
     try:
         driver.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # the fence is read after the lock, in its light
         _require(driver, location)
-        with driver.transaction():
-            path = f"{location.schema}, pg_temp"  # temporary tables last: they must not stand before ours
-            _set(driver, {**_PINNED, "search_path": path})
     except BaseException:
         driver.close()
         raise
@@ -225,17 +224,12 @@ def _require(driver: Driver, location: Location) -> None:
         if found["synchronous_commit"] == "off":
             raise _setting_refused(location, "synchronous_commit", "off", "on", "acknowledged facts could be lost")
         # As it is now, for as long as this session lives: a later change of the defaults cannot reach it.
-        _set(driver, {"synchronous_commit": found["synchronous_commit"]})
+        driver.execute("SELECT set_config('synchronous_commit', %s, false)", [found["synchronous_commit"]])
 
 
 def _setting_refused(location: Location, name: str, found: str, needed: str, why: str) -> LedgerServerUnusable:
     cure = f"Set {name} = {needed} for the server, the database and the role (ALTER SYSTEM/DATABASE/ROLE … SET)"
     return LedgerServerUnusable(str(location), f"{name} is {found}: {why}", cure)
-
-
-def _set(driver: Driver, values: dict[str, str]) -> None:
-    for name, value in values.items():
-        driver.execute("SELECT set_config(%s, %s, false)", [name, value])
 
 
 def attach(driver: Driver) -> sa.Connection:
@@ -262,16 +256,10 @@ def attach(driver: Driver) -> sa.Connection:
 
 
 def ensure_schema(connection: sa.Connection, location: Location) -> None:
-    """Create the schema where it is missing, in the caller's transaction. Raises LedgerServerUnusable."""
+    """Create the schema where it is missing, in the caller's transaction. Raises sqlalchemy's DBAPIError."""
     known = sa.text("SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = :name")
     if connection.execute(known, {"name": location.schema}).scalar() is None:
-        try:
-            connection.exec_driver_sql(f'CREATE SCHEMA "{location.schema}"')
-        except sa.exc.ProgrammingError as error:
-            if sqlstate_of(error.orig) != "42501":
-                raise
-            cure = f"Create it for this role: CREATE SCHEMA {location.schema} AUTHORIZATION … (docs/postgresql.md)"
-            raise LedgerServerUnusable(str(location), "this role may not create the schema", cure) from error
+        connection.exec_driver_sql(f'CREATE SCHEMA "{location.schema}"')
 
 
 def vacuum(driver: Driver, tables: Sequence[str], *, full: bool = False) -> None:

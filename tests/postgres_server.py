@@ -69,6 +69,10 @@ class PostgresServer:
         """A ledger URL with a schema name that no test has used."""
         return f"{self.ledger_url()}&schema=t{next(_NAMES)}"
 
+    def url_of(self, schema: str) -> str:
+        """The ledger role's way in for a plain client that should find a schema's tables."""
+        return f"{self.ledger_url()}&options=-csearch_path%3D{schema}"
+
     def sql(self, *statements: str, database: str = DATABASE) -> list[tuple[object, ...]]:
         """Run statements as superuser, each by itself; returns the rows of the last one."""
         with psycopg.connect(self._url(ADMIN, database), autocommit=True) as connection:

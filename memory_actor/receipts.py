@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,10 +62,9 @@ class EraseReceipt:
         """Raises ValueError for a field that a receipt of this format cannot have."""
         for name in ("fact_hashes", "checkpoints_rewritten", "files_deleted", "remaining"):
             value = getattr(self, name)
-            if isinstance(value, str) or not isinstance(value, Sequence):
-                raise ValueError(f"no receipt of format {FORMAT}: {name} is not a list")
-            object.__setattr__(self, name, tuple(sorted(value, key=str) if name == "fact_hashes" else value))
-        problem = next(_problems(self), None)
+            in_order = sorted(value, key=str) if name == "fact_hashes" else value
+            object.__setattr__(self, name, tuple(in_order))  # what is no list has no items of the right kind
+        problem = next(itertools.chain(_problems(self), _problems_of_lists(self)), None)
         if problem is not None:
             raise ValueError(f"no receipt of format {FORMAT}: {problem}")
 
@@ -94,7 +94,7 @@ class ReceiptSigner:
 
     def sign(self, receipt: EraseReceipt) -> str:
         """The signed document."""
-        plain = {field.name: _plain(getattr(receipt, field.name)) for field in dataclasses.fields(receipt)}
+        plain = _fields(receipt)
         signature = self._key.sign(canonical(plain))
         document = {"receipt": plain, "signature": signature.hex(), "public_key": self.public_key.hex()}
         return canonical(document).decode()
@@ -121,9 +121,12 @@ def verify_receipt(document: str, public_key: bytes | None) -> EraseReceipt:
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise ReceiptInvalid(f"its format is not {FORMAT}")
     try:
-        return EraseReceipt(**plain)
+        receipt = EraseReceipt(**plain)
     except (TypeError, ValueError) as error:
         raise ReceiptInvalid(str(error)) from error
+    if _fields(receipt) != plain:
+        raise ReceiptInvalid("its lists are not as this format writes them")
+    return receipt
 
 
 def canonical(value: Any) -> bytes:
@@ -160,6 +163,10 @@ def _hex(parsed: Mapping[str, Any], name: str, size: int) -> bytes:
     return bytes.fromhex(text)
 
 
+def _fields(receipt: EraseReceipt) -> dict[str, Any]:
+    return {field.name: _plain(getattr(receipt, field.name)) for field in dataclasses.fields(receipt)}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
@@ -182,6 +189,9 @@ def _problems(receipt: EraseReceipt) -> Iterator[str]:
     for name in ("requested_at", "completed_at"):
         if not _RFC3339.match(str(getattr(receipt, name))):
             yield f"{name} is not a time in UTC"
+
+
+def _problems_of_lists(receipt: EraseReceipt) -> Iterator[str]:
     if not all(isinstance(one, str) for one in receipt.remaining):
         yield "a remaining item is not a text"
     if not all(isinstance(one, Mapping) and one.keys() == {"old", "new"} for one in receipt.checkpoints_rewritten):

@@ -202,6 +202,18 @@ def needs_vault(location: str, *, wait_s: float = WAIT_S) -> bool:
         return driver.execute("SELECT 1 FROM tenant LIMIT 1").fetchone() is not None
 
 
+def vault_exists(location: str, *, wait_s: float = WAIT_S) -> bool:
+    """Whether any memory actor of this system has a vault: then a missing root key was lost, and is not made anew.
+
+    Raises SettingsInvalid, LedgerServerUnusable.
+    """
+    where = parse(location)
+    prefix, _, _ = where.schema.rpartition("_")
+    query = "SELECT 1 FROM pg_catalog.pg_tables WHERE tablename = 'vault_meta' AND schemaname ~ %s"
+    with closing(connect(where, wait_s)) as driver, _opening(where):
+        return driver.execute(query, [f"^{prefix or where.schema}(_[0-9]+)?_keys$"]).fetchone() is not None
+
+
 def _make_tables(
     connection: sa.Connection, driver: Driver, where: Location, config: MemoryConfig, vault: Vault
 ) -> dict[str, bytes]:

@@ -25,7 +25,14 @@ from memory_actor.errors import (
     VaultLocked,
 )
 from memory_actor.ledger import Ledger, LedgerEntry
-from memory_actor.ledger_postgres import PostgresLedger, check_postgres, needs_vault, open_postgres, open_vault_postgres
+from memory_actor.ledger_postgres import (
+    PostgresLedger,
+    check_postgres,
+    needs_vault,
+    open_postgres,
+    open_vault_postgres,
+    vault_exists,
+)
 from memory_actor.ledger_schema import metadata
 from memory_actor.postgres import parse
 from memory_actor.types import MemoryConfig
@@ -138,12 +145,16 @@ def test_checking_creates_nothing(server: PostgresServer, url: str):
     assert server.sql(f"SELECT 1 FROM pg_namespace WHERE nspname LIKE '{schema}%'") == []
 
 
-def test_a_ledger_with_tenants_needs_its_vault(url: str):
-    """So that a lost root key is not replaced by a fresh one."""
-    with open_ledger(url) as ledger:
-        assert not needs_vault(url)
+def test_a_ledger_with_tenants_needs_its_vault(server: PostgresServer):
+    """So that a lost root key is not replaced by a fresh one: asked of the ledger, and of the whole system's vaults."""
+    one, two, other = (f"{server.ledger_url()}&schema={name}" for name in ("lost_00", "lost_01", "lost_a_00"))
+    assert not vault_exists(one)
+    with open_ledger(one) as ledger:
+        assert not needs_vault(one)
         ledger.commit([created("acme")], 1.0)
-    assert needs_vault(url)
+    assert needs_vault(one)
+    assert not needs_vault(two)
+    assert [vault_exists(location) for location in (one, two, other)] == [True, True, False]
 
 
 # -- taking over ------------------------------------------------------------------------------------------------
@@ -318,8 +329,9 @@ def test_forgotten_rows_are_vacuumed(url: str, server: PostgresServer, draw: np.
     server.sql("CREATE EXTENSION IF NOT EXISTS pgstattuple")
 
     def dead() -> int:
-        tables = f"FROM pg_class WHERE relkind = 'r' AND relnamespace = '{schema}'::regnamespace"
-        return int(str(server.sql(f"SELECT sum((pgstattuple(oid)).dead_tuple_count)::int {tables}")[0][0]))
+        tables = f"relnamespace = '{schema}'::regnamespace AND relkind = 'r' AND relname <> 'alembic_version'"
+        query = f"SELECT sum((pgstattuple(oid)).dead_tuple_count)::int FROM pg_class WHERE {tables}"
+        return int(str(server.sql(query)[0][0]))
 
     with open_ledger(url) as ledger:
         facts = [make_fact(seq, draw) for seq in range(1, 31)]

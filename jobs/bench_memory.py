@@ -16,6 +16,7 @@ import torch
 from memory_actor.addressing import Addressing
 from memory_actor.engine import EngineSettings, MemoryEngine
 from memory_actor.episodic_memory import SufficientStatistics
+from memory_actor.storage import open_storage
 from memory_actor.types import EncodedFacts, FactText, Float16Array, Idempotency, MemoryConfig, ReadMode, Retention
 
 Advance = Callable[[int], None]
@@ -103,7 +104,8 @@ def open_engine(folder: Path, config: MemoryConfig) -> MemoryEngine:
     def fail(error: BaseException) -> None:
         raise error
 
-    return MemoryEngine.open(0, folder / "bench.sqlite", config, EngineSettings(), on_poison=fail)
+    ledger = open_storage(folder, 0, None, config, "bench", time.time())
+    return MemoryEngine(0, ledger, config, EngineSettings(), on_poison=fail)
 
 
 def median_ms(function: Callable[[], object], repeats: int) -> float:

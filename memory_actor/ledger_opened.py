@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import sqlalchemy as sa
 
-from memory_actor.vault import Vault
+if TYPE_CHECKING:
+    from memory_actor.vault import Vault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class OpenedLedger(ABC):
     def truncate_log(self) -> None:
         """Leave no bytes of deleted rows: SQLite empties the write-ahead log, PostgreSQL vacuums the tables.
 
-        Called outside transactions. Raises what `reason_of` can explain.
+        Called outside transactions. Raises LedgerFailed.
         """
 
     @abstractmethod

@@ -29,7 +29,8 @@ meta = sa.Table(
     sa.Column("value", sa.LargeBinary, nullable=False),
     sa.Column("checksum", sa.LargeBinary(16), nullable=False),
 )
-"""`identity`: the bundle's numbers as JSON. `salt`: 32 random bytes that key the hashes of idempotency keys.
+"""`identity`: the bundle's numbers as JSON. `salt`: 32 random bytes that key the hashes of idempotency keys. `vault`:
+the name of the vault whose keys seal the facts. `schema`: digest of a SQLite file's table definitions.
 `unswept`, while it is there: a migration left bytes of deleted rows in the file."""
 
 actor_epoch = sa.Table(

@@ -19,7 +19,7 @@ from memory_actor.errors import BundleMismatch, Fenced, IdempotencyKeyReused, Le
 from memory_actor.ledger import Ledger, LedgerEntry
 from memory_actor.ledger_schema import actor_epoch, audit
 from memory_actor.types import MemoryConfig, Retention
-from tests.ledger_samples import CONFIG, created, idempotency, make_fact, plain, written
+from tests.ledger_samples import CONFIG, created, idempotency, make_fact, open_ledger, plain, written
 
 
 class Engine(Protocol):
@@ -45,7 +45,7 @@ class SqliteEngine:
         self._folder = folder
 
     def open(self, config: MemoryConfig = CONFIG, name: str = "memory-00") -> Ledger:
-        return Ledger.open(self._folder / "ledger" / f"{name}.sqlite", config, "test", 1.0)
+        return open_ledger(self._folder / "ledger" / f"{name}.sqlite", config)
 
     def usurp(self, ledger: Ledger) -> None:
         row = {"epoch": ledger.epoch + 1, "owner": "usurper", "started_at": 2.0}

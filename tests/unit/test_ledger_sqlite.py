@@ -22,8 +22,9 @@ from memory_actor.effects import FactsForgotten
 from memory_actor.errors import LarimarError, LedgerCorrupt, LedgerFailed, StartupError, StateFolderUnusable
 from memory_actor.ledger import Ledger, LedgerEntry
 from memory_actor.ledger_schema import HEAD, metadata
-from memory_actor.ledger_sqlite import _known_revisions, check_sqlite
-from tests.ledger_samples import CONFIG, created, idempotency, make_fact, plain, written
+from memory_actor.ledger_meta import known_revisions
+from memory_actor.ledger_sqlite import check_sqlite
+from tests.ledger_samples import CONFIG, created, idempotency, make_fact, open_ledger, plain, written
 
 
 @pytest.fixture
@@ -34,10 +35,6 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def draw() -> np.random.Generator:
     return np.random.default_rng(20260102)
-
-
-def open_ledger(path: Path) -> Ledger:
-    return Ledger.open(path, CONFIG, "test", 1.0)
 
 
 def fill(path: Path, draw: np.random.Generator, facts: int = 12) -> None:
@@ -335,7 +332,7 @@ def test_errors_quote_no_content(path: Path, draw: np.random.Generator):
 
 def test_the_migrations_make_the_tables_of_the_schema(path: Path):
     """The migrated database and `ledger_schema` agree, and HEAD is the newest revision."""
-    assert max(_known_revisions()) == HEAD
+    assert max(known_revisions()) == HEAD
     with open_ledger(path) as ledger:
         differences = compare_metadata(MigrationContext.configure(ledger._connection), metadata)
         keys = sa.inspect(ledger._connection).get_foreign_keys("fact_tag")

@@ -42,8 +42,9 @@ def upgrade() -> None:
     """Make the tables of revision 0002 and seal every fact there is."""
     _make_new_tables()
     connection = op.get_bind()
-    for table in ("tenant", "fact"):
-        connection.exec_driver_sql(f"CREATE TABLE {table}_0001 AS SELECT * FROM {table}")
+    connection.exec_driver_sql("CREATE TABLE tenant_0001 AS SELECT * FROM tenant")
+    connection.exec_driver_sql("CREATE TABLE fact_0001 AS SELECT * FROM fact")
+    op.create_index("fact_0001_in_order", "fact_0001", ["tenant", "seq"])
     for table in ("fact_tag", "fact", "tenant"):
         op.drop_table(table)
     _make_tenant_and_fact()

@@ -7,11 +7,9 @@ keys that nobody uses, and do no other harm. Keys are durable before anything is
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -21,47 +19,29 @@ import sqlalchemy as sa
 from memory_actor import sqlite_errors, vault_postgres, vault_sqlite
 from memory_actor.crash_points import reached
 from memory_actor.errors import LarimarError, LedgerCorrupt, LedgerFailed
-from memory_actor.sealing import KEY_BYTES, NONCE_BYTES, Cipher, SealBroken, new_key
-from memory_actor.vault_lock import fingerprint, fresh_meta, meta_rows, unlock
+from memory_actor.key_wrapping import DataKey, KeyDamaged, data_prefix, opened, tenant_context, wrap_fresh
+from memory_actor.sealing import Cipher, SealBroken, new_key
+from memory_actor.vault_lock import Unlocked, fingerprint, fresh_meta, meta_rows, unlock
 from memory_actor.vault_schema import DESTROYED, Statements, statements
 
 __all__ = ["DataKey", "KeyDamaged", "Vault"]
 
 _CIPHERS_MAX: Final = 4096  # tenants whose key stays unwrapped in memory, about 2 KB each
-_DRAWN: Final = KEY_BYTES + NONCE_BYTES
 
 
-class KeyDamaged(SealBroken):
-    """A key of one tenant cannot be used: its row was changed, or its tenant's key is not there (any more)."""
-
-    def __init__(self, uid: str, reason: str) -> None:
-        super().__init__(uid, reason)
-        self.uid, self.reason = uid, reason
-
-    def __str__(self) -> str:
-        return f"keys of tenant {self.uid}: {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
-class DataKey:
-    """One data key, unwrapped: 32 bytes, and the number under which the vault returns it."""
-
-    id: int
-    key: bytes = field(repr=False)
+class _Rotated(Exception):
+    """Another process rotated the vault's keys: this one's are out of date."""
 
 
 class Vault:
     """One memory actor's keys. Safe to share between threads: one lock, held for one transaction."""
 
-    def __init__(
-        self, connection: sa.Connection, location: str, text: Statements, root: bytes, identity: bytes
-    ) -> None:
+    def __init__(self, connection: sa.Connection, location: str, text: Statements, unlocked: Unlocked) -> None:
         """Use `open_sqlite` or `over`."""
         self._connection = connection
         self._location = location
         self._text = text
-        self._root = root
-        self._identity = identity
+        self._unlocked = unlocked
         self._lock = threading.Lock()
         self._stopped: LarimarError | None = None
         self._ciphers: dict[str, tuple[int, Cipher]] = {}
@@ -95,11 +75,11 @@ class Vault:
             with connection.begin():
                 if postgres:
                     vault_postgres.prepare(connection, schema, root_keys, location)
-                rows = connection.exec_driver_sql(f"SELECT name, value, checksum FROM {text.prefix}vault_meta").all()  # noqa: S608 - a constant
-                root, identity = unlock(rows, root_keys, location)
+                rows = connection.exec_driver_sql(text.all_meta).all()
+                unlocked = unlock(rows, root_keys, location)
         except sa.exc.DBAPIError as error:
             raise _reading_error(location, error) from error
-        return cls(connection, location, text, root, identity)
+        return cls(connection, location, text, unlocked)
 
     @property
     def location(self) -> str:
@@ -109,12 +89,12 @@ class Vault:
     @property
     def identity(self) -> str:
         """32 hex digits that name this vault, so that a ledger can tell its own from another."""
-        return self._identity.hex()
+        return self._unlocked.identity.hex()
 
     @property
     def root_fingerprint(self) -> str:
         """Which root key the vault is sealed under."""
-        return fingerprint(self._root)
+        return fingerprint(self._unlocked.root_key)
 
     # -- making keys --------------------------------------------------------------------------------------------
 
@@ -124,9 +104,10 @@ class Vault:
         Raises: KeyDamaged when the key existed and was destroyed; LedgerFailed, after which no key can be made.
         """
         with self._guarded():
-            wrapped = Cipher(self._root).seal(new_key(), _tenant_context(uid))
+            wrapped = Cipher(self._unlocked.root_key).seal(new_key(), tenant_context(uid))
             with self._connection.begin():
                 added = self._connection.exec_driver_sql(self._text.add_tenant, (uid, wrapped)).rowcount
+                self._require_lock()
                 if not added:
                     self._require(uid)
 
@@ -144,8 +125,9 @@ class Vault:
             with self._connection.begin():
                 owners = [(uid, count, *self._require(uid)) for uid, count in wanted]
                 ids = self._reserve(total)
-                issued, rows = _wrap_fresh(owners, ids)
+                issued, rows = wrap_fresh(owners, ids)
                 self._connection.exec_driver_sql(self._text.insert, rows)
+                self._require_lock()
                 reached("keys.before_commit")
             reached("keys.after_commit")
         return issued
@@ -166,7 +148,7 @@ class Vault:
             number, cipher = owner
             rows = self._connection.exec_driver_sql(self._text.select, (number, self._text.ids_value(ids))).all()
         try:
-            prefix = _data_prefix(uid)
+            prefix = data_prefix(uid)
             return {
                 key_id: cipher.unseal(wrapped, prefix + key_id.to_bytes(8, "big"))
                 for key_id, wrapped in rows
@@ -174,6 +156,11 @@ class Vault:
             }
         except SealBroken:
             raise KeyDamaged(uid, "a data key is not what was stored") from None
+
+    def holds(self, uid: str) -> bool:
+        """Whether the tenant has a key here that was not destroyed."""
+        with self._reading():
+            return self._owner(uid) is not None
 
     def counts(self) -> dict[str, int]:
         """How many tenants and data keys there are, destroyed ones left out."""
@@ -236,21 +223,21 @@ class Vault:
         Returns: how many, 0 when that is the root key already. `scrub` afterwards removes what the old key can open.
         Raises: KeyDamaged, naming a tenant whose key does not open (then nothing was changed), LedgerFailed.
         """
-        if new_root == self._root:
+        if new_root == self._unlocked.root_key:
             return 0
-        new, old = Cipher(new_root), Cipher(self._root)
-        with self._guarded(), self._connection.begin():
-            rows = []
-            for number, uid, wrapped in self._connection.exec_driver_sql(self._text.tenants):
-                if wrapped != DESTROYED:
-                    context = _tenant_context(uid)
-                    rows.append((new.seal(_opened(old, wrapped, context, uid), context), number))
-            if rows:
-                self._connection.exec_driver_sql(self._text.rewrap_tenant, rows)
-            update = f"UPDATE {self._text.prefix}vault_meta SET value = ?, checksum = ? WHERE name = ?"  # noqa: S608 - a constant
-            meta = [(value, sum_, name) for name, value, sum_ in meta_rows(fresh_meta(new_root, self._identity))]
-            self._connection.exec_driver_sql(update.replace("?", "%s") if self._text.postgres else update, meta)
-        self._root = new_root
+        new, old = Cipher(new_root), Cipher(self._unlocked.root_key)
+        with self._guarded():
+            with self._connection.begin():
+                self._hold_others_off()
+                rows = []
+                for number, uid, wrapped in self._connection.exec_driver_sql(self._text.tenants).all():
+                    if wrapped != DESTROYED:
+                        context = tenant_context(uid)
+                        rows.append((new.seal(opened(old, wrapped, context, uid), context), number))
+                if rows:
+                    self._connection.exec_driver_sql(self._text.rewrap_tenant, rows)
+                unlocked = self._new_lock(new_root)
+            self._unlocked = unlocked
         return len(rows)
 
     def rotate_tenant(self, uid: str) -> int:
@@ -259,20 +246,23 @@ class Vault:
         Returns: how many data keys. Raises: KeyDamaged (then nothing was changed), LedgerFailed.
         """
         fresh = new_key()
-        cipher, prefix = Cipher(fresh), _data_prefix(uid)
+        cipher, prefix = Cipher(fresh), data_prefix(uid)
         with self._guarded():
             with self._connection.begin():
+                self._hold_others_off()
                 number, old = self._require(uid)
                 count, after = 0, 0
                 while rows := self._connection.exec_driver_sql(self._text.of_tenant, (number, after)).all():
                     renewed = []
                     for key_id, wrapped in rows:
                         context = prefix + key_id.to_bytes(8, "big")
-                        renewed.append((cipher.seal(_opened(old, wrapped, context, uid), context), key_id))
+                        renewed.append((cipher.seal(opened(old, wrapped, context, uid), context), key_id))
                     self._connection.exec_driver_sql(self._text.rewrap, renewed)
                     count, after = count + len(rows), rows[-1][0]
-                wrapped_fresh = Cipher(self._root).seal(fresh, _tenant_context(uid))
+                wrapped_fresh = Cipher(self._unlocked.root_key).seal(fresh, tenant_context(uid))
                 self._connection.exec_driver_sql(self._text.rewrap_tenant, (wrapped_fresh, number))
+                unlocked = self._new_lock(self._unlocked.root_key)
+            self._unlocked = unlocked
             self._ciphers[uid] = (number, cipher)
         return count
 
@@ -307,7 +297,7 @@ class Vault:
         row = self._tenant_row(uid)
         if row is None or row[1] == DESTROYED:
             return None
-        cipher = Cipher(_opened(Cipher(self._root), row[1], _tenant_context(uid), uid))
+        cipher = Cipher(opened(Cipher(self._unlocked.root_key), row[1], tenant_context(uid), uid))
         if len(self._ciphers) >= _CIPHERS_MAX:
             self._ciphers.clear()
         self._ciphers[uid] = row[0], cipher
@@ -318,6 +308,29 @@ class Vault:
         if owner is None:
             raise KeyDamaged(uid, "the tenant's key is not in the vault: it was destroyed, or the vault is another's")
         return owner
+
+    def _hold_others_off(self) -> None:
+        """Before a rotation: on PostgreSQL, nobody adds a key while this transaction lasts."""
+        if self._text.postgres:
+            for table in ("tenant_key", "data_key"):
+                self._connection.exec_driver_sql(f"LOCK TABLE {self._text.prefix}{table} IN EXCLUSIVE MODE")
+
+    def _new_lock(self, root_key: bytes) -> Unlocked:
+        """Seal the vault under `root_key`, in the caller's transaction. Tells older incarnations that they are."""
+        meta = fresh_meta(root_key, self._unlocked.identity)
+        rows = [(value, checksum, name) for name, value, checksum in meta_rows(meta)]
+        self._connection.exec_driver_sql(self._text.set_meta, rows)
+        return Unlocked(root_key, self._unlocked.identity, meta["check"])
+
+    def _require_lock(self) -> None:
+        """After rows were added: on PostgreSQL, a rotation may have come first that this incarnation knows not of.
+
+        What it would wrap under a replaced key could never be opened. On SQLite the file is locked.
+        """
+        if self._text.postgres:
+            check = self._connection.exec_driver_sql(self._text.get_check).scalar_one()
+            if check != self._unlocked.check:
+                raise _Rotated("its keys were rotated meanwhile")
 
     def _reserve(self, count: int) -> Sequence[int]:
         """`count` ids that no data key had before, ascending."""
@@ -336,7 +349,7 @@ class Vault:
                 raise LedgerFailed(self._location, "it is closed")
             try:
                 yield
-            except (sa.exc.SQLAlchemyError, vault_sqlite.DriverError, OSError) as error:
+            except (sa.exc.SQLAlchemyError, vault_sqlite.DriverError, OSError, _Rotated) as error:
                 self._stopped = LedgerFailed(self._location, _reason(error))
                 raise self._stopped from error
 
@@ -352,43 +365,6 @@ class Vault:
                 raise _reading_error(self._location, error) from error
 
 
-def _wrap_fresh(
-    owners: Sequence[tuple[str, int, int, Cipher]], ids: Sequence[int]
-) -> tuple[list[list[DataKey]], list[tuple[int, int, bytes]]]:
-    """Fresh keys for each (uid, count, number, cipher), and their rows of `data_key`."""
-    drawn = os.urandom(len(ids) * _DRAWN)  # one call: each costs a microsecond
-    issued: list[list[DataKey]] = []
-    rows = []
-    at = 0
-    for uid, count, number, cipher in owners:
-        prefix = _data_prefix(uid)
-        keys = []
-        for key_id in ids[at : at + count]:
-            start = len(rows) * _DRAWN
-            key, nonce = drawn[start : start + KEY_BYTES], drawn[start + KEY_BYTES : start + _DRAWN]
-            rows.append((key_id, number, cipher.seal(key, prefix + key_id.to_bytes(8, "big"), nonce)))
-            keys.append(DataKey(key_id, key))
-        at += count
-        issued.append(keys)
-    return issued, rows
-
-
-def _tenant_context(uid: str) -> bytes:
-    return b"larimar tenant key\0" + uid.encode()
-
-
-def _data_prefix(uid: str) -> bytes:
-    """Context of a wrapped data key, less its id (8 bytes, big-endian)."""
-    return b"larimar data key\0" + uid.encode() + b"\0"
-
-
-def _opened(cipher: Cipher, wrapped: bytes, context: bytes, uid: str) -> bytes:
-    try:
-        return cipher.unseal(wrapped, context)
-    except SealBroken:
-        raise KeyDamaged(uid, "a stored key is not what was written") from None
-
-
 def _release(connection: sa.Connection) -> None:
     connection.close()
     connection.engine.dispose()
@@ -400,6 +376,8 @@ def _reason(error: BaseException | None) -> str:
         return _reason(error.orig)
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
+    if isinstance(error, _Rotated):
+        return str(error)
     if hasattr(error, "sqlstate"):
         from memory_actor import postgres  # noqa: PLC0415 - psycopg, where there is an error of it
 

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from memory_actor.errors import LedgerCorrupt, VaultLocked
@@ -18,6 +19,15 @@ from memory_actor.sealing import SealBroken, seal, unseal
 
 FORMAT: Final = b"1"
 _CHECK: Final = b"larimar vault check"
+
+
+@dataclass(frozen=True, slots=True)
+class Unlocked:
+    """A vault's lock, opened. `check` is as stored: every rotation changes it."""
+
+    root_key: bytes = field(repr=False)
+    identity: bytes
+    check: bytes = field(repr=False)
 
 
 def fingerprint(root_key: bytes) -> str:
@@ -41,8 +51,8 @@ def meta_rows(values: Mapping[str, bytes]) -> list[tuple[str, bytes, bytes]]:
     return [(name, value, checksum((name, value))) for name, value in values.items()]
 
 
-def unlock(rows: Iterable[Any], root_keys: Sequence[bytes], location: str) -> tuple[bytes, bytes]:
-    """The one of `root_keys` that the vault is sealed under, and the vault's identity.
+def unlock(rows: Iterable[Any], root_keys: Sequence[bytes], location: str) -> Unlocked:
+    """Find the one of `root_keys` that the vault is sealed under.
 
     Raises: LedgerCorrupt when the rows are damaged or of another release, VaultLocked when no key fits.
     """
@@ -59,7 +69,7 @@ def unlock(rows: Iterable[Any], root_keys: Sequence[bytes], location: str) -> tu
             continue
         try:
             if unseal(root_key, values["check"], _CHECK) == values["identity"]:
-                return root_key, values["identity"]
+                return Unlocked(root_key, values["identity"], values["check"])
         except SealBroken:
             pass  # not this vault's check value, though the fingerprint is right: damage, reported below
         raise LedgerCorrupt(location, "its check value does not open under the root key it names")

@@ -83,6 +83,10 @@ class Statements:
     add_tenant: str  # (uid, wrapped)
     rewrap_tenant: str  # (wrapped, id)
 
+    all_meta: str  # () -> name, value, checksum
+    get_check: str  # () -> value
+    set_meta: str  # (value, checksum, name)
+
     def ids_value(self, ids: Sequence[int]) -> object:
         """A list of ids as the one value that `select` and `destroy` take."""
         return list(ids) if self.postgres else "[" + ",".join(str(int(one)) for one in ids) + "]"
@@ -118,6 +122,11 @@ def statements(*, postgres: bool, schema: str | None = None) -> Statements:
         "tenants": f"SELECT id, uid, wrapped FROM {tenant} ORDER BY id",
         "add_tenant": f"INSERT INTO {tenant} (uid, wrapped) VALUES (?, ?) ON CONFLICT (uid) DO NOTHING",
         "rewrap_tenant": f"UPDATE {tenant} SET wrapped = ? WHERE id = ?",
+    }
+    text |= {
+        "all_meta": f"SELECT name, value, checksum FROM {prefix}vault_meta",
+        "get_check": f"SELECT value FROM {prefix}vault_meta WHERE name = 'check'",
+        "set_meta": f"UPDATE {prefix}vault_meta SET value = ?, checksum = ? WHERE name = ?",
     }
     marked = {name: one.replace("?", "%s") if postgres else one for name, one in text.items()}
     return Statements(postgres=postgres, prefix=prefix, **marked)

@@ -1,6 +1,6 @@
 """`larimar campaign NAME`: break the system on purpose, again and again, and count what was lost.
 
-    python -m jobs.campaign NAME [--count N] [--seed S] [--json FILE] [--ledger-url URL] [--state-dir FOLDER]
+    python -m jobs.campaign NAME [--count N] [--seed S] [--json FILE] [--table FILE] …
 
 Exit code 0 when nothing that must not happen happened, 1 otherwise; the seed finds the same trials again. Campaigns of
 the engine work in folders of their own. `actor_kills` and `erase_scan` start a system of their own.
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jobs.campaign_outcome import VIOLATIONS_SHOWN, Advance, Outcome
+from jobs.campaign_table import update
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, help="trials; the default is what CI runs")
     parser.add_argument("--seed", type=int, default=1, help="what all random choices are drawn from")
     parser.add_argument("--json", type=Path, help="write the result to this file")
-    parser.add_argument("--ledger-url", help="a PostgreSQL server's URL, for state_hash and stale_incarnation")
+    parser.add_argument("--table", type=Path, help="put the result into this table, docs/reliability.json")
+    parser.add_argument(
+        "--ledger-url",
+        help="a PostgreSQL database for tests (schemas stay in it), for state_hash and stale_incarnation",
+    )
     parser.add_argument("--state-dir", type=Path, default=Options.state_dir, help="of the system that is started")
     arguments = parser.parse_args(argv)
     entry = CAMPAIGNS[arguments.name]
@@ -130,6 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _show(outcome, console)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(outcome.as_json(), indent=2) + "\n", encoding="utf-8")
+    if arguments.table is not None:
+        from jobs.benchmark import machine  # noqa: PLC0415 - much, for a name
+
+        update(arguments.table, outcome.as_json(), machine())
     return 0 if outcome.passed else 1
 
 

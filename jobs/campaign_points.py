@@ -45,7 +45,6 @@ def crash_points(count: int, seed: int, advance: Advance) -> Outcome:
                 for fault in FAULTS:
                     matrix.cell(point, fault)
                     advance(1)
-    outcome.counts["violations"] = len(outcome.violations)
     return outcome
 
 
@@ -67,6 +66,7 @@ class _Matrix:
         nth = self._draw.randint(1, passages)
         label = f"{point} met by {fault} at passage {nth} of {passages}"
         state_dir, journal = self._prepare(point)
+        violations = len(self._outcome.violations)
         ended = self._zygote.run("jobs.campaign_points:victim", _order(state_dir, journal, point, fault, nth))
         heard = read_journal(journal)
         self._outcome.check("reached" in heard.said, f"{label}: not reached")
@@ -83,6 +83,7 @@ class _Matrix:
             self._examine(state_dir, point, heard.said, label)
         except (LarimarError, AssertionError, OSError) as error:
             self._outcome.violate(f"{label}: afterwards {type(error).__name__}: {error}")
+        self._outcome.counts["failed"] += len(self._outcome.violations) > violations
         shutil.rmtree(state_dir)
 
     def _examine(self, state_dir: Path, point: str, said: tuple[str, ...], label: str) -> None:

@@ -41,6 +41,7 @@ def actor_kills(count: int, seed: int, advance: Advance, *, system: SystemHandle
                 recoveries.append(time.perf_counter() - killed)
                 pid, before = _memory_pid(admin), pid
                 outcome.check(pid != before, f"kill {number}: process {pid} lives on")
+                outcome.counts["kills"] += 1
                 advance(1)
         _compare(outcome, admin, tenant, load)
         admin.delete_tenant(tenant)

@@ -33,7 +33,7 @@ def replies_dropped(count: int, seed: int, advance: Advance) -> Outcome:
                 answers = sender.send(request)
                 outcome.counts["sends"] += len(answers)
                 outcome.counts["writes"] += 1
-                outcome.counts["effects"] += len(set(answers))
+                outcome.counts["more_or_less_than_one_effect"] += len(set(answers)) != 1
                 outcome.check(len(set(answers)) == 1, f"request {number} was answered {set(answers)}")
                 examiner.follow(request, answers[0], f"request {number}")
                 if number % _EXAMINE_EVERY == _EXAMINE_EVERY - 1 or number == count - 1:

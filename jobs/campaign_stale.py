@@ -25,7 +25,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from jobs.campaign_outcome import Advance, Outcome
-from jobs.campaign_store import CONFIG, PlannedFact, encoded, once, opened
+from jobs.campaign_store import CONFIG, PlannedFact, encoded, fresh_schema, once, opened
 from memory_actor.actor import MemoryActor
 from memory_actor.errors import LarimarError
 from memory_actor.types import FactText, Retention
@@ -83,7 +83,8 @@ def stale_incarnation(count: int, seed: int, advance: Advance, *, ledger_url: st
     draw = random.Random(seed)  # noqa: S311 - a seeded campaign
     for number in range(count):
         with tempfile.TemporaryDirectory(prefix="larimar-stale-") as folder:
-            _Trial(outcome, f"trial {number}", Path(folder), ledger_url).run(draw.uniform(0, 0.5))
+            url = None if ledger_url is None else fresh_schema(ledger_url)
+            _Trial(outcome, f"trial {number}", Path(folder), url).run(draw.uniform(0, 0.5))
         advance(1)
     outcome.counts["stale_commits"] += 0
     return outcome

@@ -145,6 +145,11 @@ def open_store(
     return Store(engine, ledger, poisoned)
 
 
+def fresh_schema(url: str) -> str:
+    """A PostgreSQL ledger URL with a schema of its own, which stays in the database afterwards."""
+    return f"{url}{'&' if '?' in url else '?'}schema=campaign_{secrets.token_hex(6)}"
+
+
 @contextmanager
 def opened(state_dir: Path, **options: object) -> Iterator[Store]:
     """`open_store`, closed at the end."""

@@ -121,7 +121,7 @@ class Ledger(LedgerReader, LedgerRegistry):
                     self._opened.salt,
                     self.epoch,
                     now,
-                    stored=self._tenant,
+                    known=self._known,
                     keys=keys,
                 )
                 for entry in entries:

@@ -7,7 +7,7 @@ always see the effects in their order.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, assert_never
@@ -26,7 +26,7 @@ from memory_actor.effects import (
 )
 from memory_actor.ledger_erasures import ErasureKind, ErasureRow, pack_erasure
 from memory_actor.ledger_facts import pack_fact, tag_digest
-from memory_actor.ledger_rows import GENESIS, TenantDamaged, TenantRow, chain, pack_reply, pack_tenant
+from memory_actor.ledger_rows import GENESIS, TenantDamaged, TenantRow, chain, pack_reply, pack_tenant, unpack_tenant
 from memory_actor.ledger_schema import audit, erase_task, fact, fact_tag, idempotency, tenant
 from memory_actor.types import Idempotency, MemoryConfig, Retention
 
@@ -38,6 +38,7 @@ _UNKNOWN_UID = "0" * 32  # of a tenant whose row is damaged; its keys cannot be 
 
 _AUDIT_HEAD = sa.select(audit.c.position, audit.c.hash).order_by(audit.c.position.desc()).limit(1)
 _ERASURE_HEAD = sa.select(sa.func.max(erase_task.c.position))
+_TENANT = sa.select(tenant).where(tenant.c.name == sa.bindparam("of"))
 _RAW_TENANT = sa.select(tenant.c.uid, tenant.c.version).where(tenant.c.name == sa.bindparam("of"))
 _UPDATE_TENANT = (
     sa.update(tenant)
@@ -101,12 +102,12 @@ class GroupWriter:
         epoch: int,
         now: float,
         *,
-        stored: Callable[[str], TenantRow | None],
+        known: Mapping[str, TenantRow],
         keys: Mapping[str, deque[DataKey]],
     ) -> None:
-        """`stored` finds a tenant's row; `keys` are fresh ones by incarnation, one for each fact that begins."""
+        """`known`: rows of tenants as stored. `keys`: fresh ones by incarnation, one for each fact that begins."""
         self.tenants: dict[str, TenantRow | None] = {}
-        self._stored = stored
+        self._known = known
         self._keys = keys
         self._connection = connection
         self._config = config
@@ -220,11 +221,13 @@ class GroupWriter:
     # -- rows ---------------------------------------------------------------------------------------------------
 
     def _tenant(self, name: str) -> TenantRow:
-        if name not in self.tenants:
-            self.tenants[name] = self._stored(name)
-        row = self.tenants[name]
+        row = self.tenants.get(name) if name in self.tenants else self._known.get(name)
+        if row is None and name not in self.tenants:
+            stored = self._connection.execute(_TENANT, {"of": name}).one_or_none()
+            row = None if stored is None else unpack_tenant(stored)
         if row is None:
             raise EffectRefused(f"tenant {name!r} is not in the ledger")
+        self.tenants[name] = row
         return row
 
     def _tenant_even_damaged(self, name: str) -> TenantRow:
@@ -319,9 +322,7 @@ class GroupWriter:
         insert_rows(self._connection, table, rows)
 
 
-def append_audit(
-    connection: sa.Connection, epoch: int, now: float, *, name: str, kind: str, ended: int
-) -> None:
+def append_audit(connection: sa.Connection, epoch: int, now: float, *, name: str, kind: str, ended: int) -> None:
     """Add one entry to the audit chain, for changes that are no effects."""
     position, head = _audit_head(connection)
     row = (position + 1, float(now), epoch, name, kind, 0, ended, 0)

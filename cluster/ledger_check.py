@@ -8,12 +8,11 @@ from memory_actor.directory import check_actor_count, ledger_path
 from memory_actor.errors import VaultLocked
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from cluster.settings import Settings
     from memory_actor.types import MemoryConfig
-
-ROOT_KEY = "root.key"
 
 
 def check_ledgers(settings: Settings, config: MemoryConfig) -> None:
@@ -25,31 +24,53 @@ def check_ledgers(settings: Settings, config: MemoryConfig) -> None:
     check_actor_count(settings.state_dir, settings.memory.actors)
     for index in range(settings.memory.actors):
         if settings.ledger.url is None:
-            sealed = _check_sqlite(settings.state_dir, index, config)
+            _check_sqlite(settings, index, config)
         else:
-            sealed = _check_postgres(settings.ledger.url, index, config)
-        if sealed:
-            _check_root_key(settings.keys_folder)
+            _check_postgres(settings, index, config)
 
 
-def _check_sqlite(state_dir: Path, index: int, config: MemoryConfig) -> bool:
+def vault_path(keys_folder: Path, index: int) -> Path:
+    """The vault file of a memory actor whose ledger is a SQLite file."""
+    return keys_folder / f"vault-{index:02d}.sqlite"
+
+
+def _check_sqlite(settings: Settings, index: int, config: MemoryConfig) -> None:
     from memory_actor.ledger_sqlite import check_sqlite, needs_vault  # noqa: PLC0415 - SQLAlchemy
 
-    path = ledger_path(state_dir, index)
+    path = ledger_path(settings.state_dir, index)
     check_sqlite(path, config)
-    return needs_vault(path)
+    if needs_vault(path):
+        _check_vault(vault_path(settings.keys_folder, index), _root_keys(settings.keys_folder), str(path))
 
 
-def _check_postgres(url: str, index: int, config: MemoryConfig) -> bool:
+def _check_postgres(settings: Settings, index: int, config: MemoryConfig) -> None:
     from memory_actor.ledger_postgres import check_postgres, needs_vault  # noqa: PLC0415 - psycopg
     from memory_actor.postgres import location_of  # noqa: PLC0415
 
-    location = location_of(url, index)
+    location = location_of(str(settings.ledger.url), index)
     check_postgres(location, config)
-    return needs_vault(location)
+    if needs_vault(location):
+        _root_keys(settings.keys_folder)
 
 
-def _check_root_key(folder: Path) -> None:
-    """A new root key would open none of what is there: it must not even be made."""
-    if not (folder / ROOT_KEY).is_file():
-        raise VaultLocked(str(folder), f"there are ledgers with sealed facts, but {ROOT_KEY} is missing")
+def _root_keys(folder: Path) -> Sequence[bytes]:
+    """The root keys there are. A fresh one would open nothing of what is sealed, so none may be made."""
+    from memory_actor.key_folder import KeyFolder  # noqa: PLC0415 - cryptography
+
+    keys = KeyFolder(folder)
+    keys.ensure(may_create=False)
+    return keys.root_keys()
+
+
+def _check_vault(path: Path, root_keys: Sequence[bytes], ledger: str) -> None:
+    from memory_actor.vault_lock import fingerprint  # noqa: PLC0415 - SQLAlchemy
+    from memory_actor.vault_sqlite import inspect_file  # noqa: PLC0415
+
+    if not path.is_file():
+        raise VaultLocked(str(path), f"the file is missing, and with it the keys of the facts in ledger {ledger}")
+    sealed_under = inspect_file(path)["root_key"]
+    given = [fingerprint(key) for key in root_keys]
+    if sealed_under not in given:
+        raise VaultLocked(
+            str(path), f"it is sealed under root key {sealed_under}, but the root key file holds {given[0]}"
+        )

@@ -139,6 +139,7 @@ class FakeTenant:
     version: int = 0
     next_seq: int = 1
     residency: Residency = Residency.HOT
+    broken: Exception | None = None  # what checkpoints of it end in
 
 
 @dataclass
@@ -329,6 +330,8 @@ class FakeMemory:
     async def checkpoint(self, tenant: str, location: str) -> CheckpointInfo:
         self._fault()
         of = self._tenant(tenant)
+        if of.broken is not None:
+            raise of.broken
         number = len(self.store.infos)
         checkpoint_id = "c_" + hashlib.sha256(str(number).encode()).hexdigest()[:26]
         info = CheckpointInfo(

@@ -172,7 +172,9 @@ def read(files: _Files, config: MemoryConfig, *, verify: bool, checkpoint: str) 
     try:
         opened = {name: _open(content) for name, content in files.items()}
         formats = {one.text.get("format", "") for one in opened.values()}
-        number = _integer("format", formats.pop()) if len(formats) == 1 else -1
+        if len(formats) != 1:
+            raise _Damage("its files are not of one format")  # noqa: TRY301 - told below with the others
+        number = _integer("format", formats.pop())
         if number not in READERS:
             raise CheckpointMismatch(checkpoint, "its format", number, " or ".join(map(str, sorted(READERS))))
         snapshot = READERS[number](opened, config, checkpoint)

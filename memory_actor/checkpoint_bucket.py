@@ -1,7 +1,9 @@
 """Checkpoints in an object store, or whatever else `pyarrow.fs` reaches. Imports Arrow.
 
 There is no fsync and no atomic create here: an object store acknowledges what it has stored, names are random and
-never used twice, and what was stored is read back and compared before anything relies on it.
+never used twice, and what was stored is read back and compared before anything relies on it. On S3, empty folder
+markers stay behind, and the parts of interrupted uploads until the bucket's lifecycle rule aborts them: the operator
+sets one, and leaves versioning and object lock off, or nothing here can be erased.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ __all__ = ["CheckpointStore", "Oversized", "StoredFile"]
 
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _TEMPORARY: Final = ".tmp"
+_AWS_ERROR: Final = re.compile(r"AWS Error [A-Z_]+")
 
 
 class _Place(Protocol):
@@ -122,7 +123,8 @@ def _checked(name: str, path: str) -> str:
 
 def _reason(error: OSError) -> str:
     """Short, and without what cloud libraries put into their texts: hosts, request ids, now and then credentials."""
-    return error.strerror or type(error).__name__
+    said = _AWS_ERROR.search(str(error))
+    return error.strerror or (said.group() if said else type(error).__name__)
 
 
 def _place_of(name: str, uri: str) -> _Place:

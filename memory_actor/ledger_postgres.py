@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from memory_actor.errors import LarimarError, LedgerCorrupt, LedgerFailed, LedgerServerUnusable
 from memory_actor.ledger_meta import (
     check_identity,
+    check_vault,
     get_meta,
     identity_of,
     known_revisions,
@@ -144,7 +145,7 @@ def open_postgres(
     """Open or create the ledger at `location` (see `postgres.parse`) and take the next epoch for `owner`.
 
     The incarnation before is fenced from then on; a transaction it hangs in is ended after TAKE_OVER_S seconds.
-    Raises SettingsInvalid, LedgerServerUnusable, LedgerCorrupt, BundleMismatch; then nothing was changed.
+    Raises SettingsInvalid, LedgerServerUnusable, LedgerCorrupt, BundleMismatch, VaultLocked; then nothing was changed.
     """
     where = parse(location)
     with ExitStack() as undo:
@@ -191,15 +192,15 @@ def check_postgres(location: str, config: MemoryConfig, *, wait_s: float = 5.0) 
 
 
 def needs_vault(location: str, *, wait_s: float = WAIT_S) -> bool:
-    """Whether the ledger holds what only an existing vault can open. False too where there is no ledger.
+    """Whether the ledger was sealed with a vault, which must exist then. False for what is no ledger at all.
 
     Raises SettingsInvalid, LedgerServerUnusable.
     """
     where = parse(location)
     with closing(connect(where, wait_s)) as driver, _opening(where), driver.transaction():
-        if driver.execute("SELECT to_regclass(%s)", [f"{where.schema}.tenant"]).fetchone() == (None,):
+        if driver.execute("SELECT to_regclass(%s)::text", [f"{where.schema}.meta"]).fetchone() == (None,):
             return False
-        return driver.execute("SELECT 1 FROM tenant LIMIT 1").fetchone() is not None
+        return driver.execute("SELECT 1 FROM meta WHERE name = 'vault'").fetchone() is not None
 
 
 def vault_exists(location: str, *, wait_s: float = WAIT_S) -> bool:
@@ -223,11 +224,14 @@ def _make_tables(
         ensure_schema(connection, where)
     if stage is not _Stage.CURRENT:
         upgrade(connection, vault, str(where))
+        put_meta(connection, {"vault": vault.identity.encode()})
     if stage is _Stage.EMPTY:
         put_meta(connection, {"identity": identity_of(config), "salt": secrets.token_bytes(32)})
     if stage is not _Stage.CURRENT:
         put_meta(connection, {"schema": checksum(_structure(driver, where))})
-    return get_meta(connection.execute(sa.select(meta)), str(where), _NEEDED)
+    meta_rows = get_meta(connection.execute(sa.select(meta)), str(where), (*_NEEDED, "vault"))
+    check_vault(meta_rows["vault"], vault, str(where))
+    return meta_rows
 
 
 # -- taking turns ---------------------------------------------------------------------------------------------------

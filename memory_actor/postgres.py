@@ -144,10 +144,10 @@ def _split(url: str) -> tuple[str, dict[str, str]]:
     """The URL up to its query, for the driver we have, and the query's values by name."""
     base, _, query = url.partition("?")
     scheme, _, rest = base.partition("://")
-    dialect, _, driver = scheme.partition("+")
+    _, _, driver = scheme.partition("+")
     if not is_postgres(url) or driver not in {"", "psycopg"}:
         raise SettingsInvalid("ledger.url", f"{scheme!r} is not supported; use postgresql://")
-    return f"{dialect}://{rest}", dict(parse_qsl(query, keep_blank_values=True))
+    return f"postgresql://{rest}", dict(parse_qsl(query, keep_blank_values=True))
 
 
 def _join(base: str, query: dict[str, str]) -> str:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from pathlib import Path
+
+import psycopg
+import sqlalchemy as sa
 
 from memory_actor.ledger import Ledger
 from memory_actor.ledger_postgres import PostgresLedger, open_postgres, open_vault_postgres
+from memory_actor.ledger_schema import actor_epoch
 from memory_actor.types import MemoryConfig
-from tests.ledger_samples import CONFIG
+from tests.ledger_samples import CONFIG, ROOT_KEY
+from tests.postgres_server import shared_server
 
-ROOT_KEY: Final = bytes(range(32))
 
-
-@contextmanager
-def open_ledger(url: str, owner: str = "test") -> Iterator[Ledger]:
-    """A ledger with its vault; both are closed afterwards."""
-    with open_vault_postgres(url, [ROOT_KEY]) as vault, Ledger.open(url, CONFIG, owner, 1.0, vault) as ledger:
-        yield ledger
+def open_ledger(url: str, config: MemoryConfig = CONFIG, owner: str = "test", now: float = 1.0) -> Ledger:
+    """A ledger, which closes its vault."""
+    vault = open_vault_postgres(url, [ROOT_KEY])
+    try:
+        return Ledger.open(url, config, owner, now, vault)
+    except BaseException:
+        vault.close()
+        raise
 
 
 @contextmanager
@@ -40,3 +46,28 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)  # between two looks
+
+
+class PostgresEngine:
+    """Schemas on the test server, for the contract tests. Changes from outside come over a connection of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._prefix = shared_server().fresh_url()
+
+    def open(self, config: MemoryConfig = CONFIG, name: str = "memory-00") -> Ledger:
+        return open_ledger(self._location(name), config)
+
+    def usurp(self, ledger: Ledger) -> None:
+        row = {"epoch": ledger.epoch + 1, "owner": "usurper", "started_at": 2.0}
+        self.tamper(ledger, sa.insert(actor_epoch).values(row))
+
+    def tamper(self, ledger: Ledger, statement: sa.Executable) -> None:
+        schema = ledger.location.partition("(schema ")[2].removesuffix(")")
+        way_in = shared_server().url_of(schema)
+        engine = sa.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(way_in))
+        with engine.begin() as connection:
+            connection.execute(statement)
+        engine.dispose()
+
+    def _location(self, name: str) -> str:
+        return f"{self._prefix}_{name.replace('-', '_')}"

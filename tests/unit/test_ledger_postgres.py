@@ -36,8 +36,8 @@ from memory_actor.ledger_postgres import (
 from memory_actor.ledger_schema import metadata
 from memory_actor.postgres import parse
 from memory_actor.types import MemoryConfig
-from tests.ledger_samples import CONFIG, created, make_fact, plain, written
-from tests.postgres_ledgers import ROOT_KEY, open_ledger, opened, wait_for
+from tests.ledger_samples import CONFIG, ROOT_KEY, created, make_fact, plain, written
+from tests.postgres_ledgers import open_ledger, opened, wait_for
 from tests.postgres_server import PostgresServer, shared_server
 
 OTHER = MemoryConfig(fingerprint="0ther", key_size=16, address_size=24, latent_size=40)
@@ -137,6 +137,16 @@ def test_another_bundle_or_root_key_is_refused(url: str):
         assert ledger.epoch == 2
 
 
+def test_the_vault_of_another_ledger_is_refused(server: PostgresServer, url: str):
+    """Also when it is sealed under the same root key; nothing is changed."""
+    with opened(url):
+        pass
+    with open_vault_postgres(server.fresh_url(), [ROOT_KEY]) as other, pytest.raises(VaultLocked):
+        open_postgres(url, CONFIG, "test", 1.0, other)
+    with opened(url) as ledger:
+        assert ledger.epoch == 2
+
+
 def test_checking_creates_nothing(server: PostgresServer, url: str):
     """The check before a first start finds nothing to refuse and leaves no schema behind."""
     check_postgres(url, CONFIG)
@@ -145,14 +155,13 @@ def test_checking_creates_nothing(server: PostgresServer, url: str):
     assert server.sql(f"SELECT 1 FROM pg_namespace WHERE nspname LIKE '{schema}%'") == []
 
 
-def test_a_ledger_with_tenants_needs_its_vault(server: PostgresServer):
+def test_a_ledger_needs_its_vault(server: PostgresServer):
     """So that a lost root key is not replaced by a fresh one: asked of the ledger, and of the whole system's vaults."""
     one, two, other = (f"{server.ledger_url()}&schema={name}" for name in ("lost_00", "lost_01", "lost_a_00"))
     assert not vault_exists(one)
-    with open_ledger(one) as ledger:
-        assert not needs_vault(one)
-        ledger.commit([created("acme")], 1.0)
-    assert needs_vault(one)
+    assert not needs_vault(one)
+    with opened(one):
+        assert needs_vault(one)
     assert not needs_vault(two)
     assert [vault_exists(location) for location in (one, two, other)] == [True, True, False]
 
@@ -200,7 +209,7 @@ def ids_of(ledger: Ledger) -> list[str]:
 @pytest.mark.parametrize("first", ["commit", "take-over"])
 def test_a_commit_and_a_take_over_take_turns(server: PostgresServer, url: str, draw: np.random.Generator, first: str):
     """A commit that comes before a take-over is seen by the successor; one that comes after it stores nothing."""
-    with open_ledger(url, "old") as old, open_vault_postgres(url, [ROOT_KEY]) as vault:
+    with open_ledger(url, owner="old") as old, open_vault_postgres(url, [ROOT_KEY]) as vault:
         old.commit([created("acme")], 1.0)
         commit = Racer(lambda: old.commit([written("acme", 1, make_fact(1, draw))], 2.0))
         take_over = Racer(lambda: Ledger.open(url, CONFIG, "new", 3.0, vault))
@@ -240,7 +249,7 @@ def test_an_incarnation_that_stops_inside_a_commit_is_disconnected(
             inside.set()
             assert go_on.wait(30)
 
-    with open_ledger(url, "old") as old, open_vault_postgres(url, [ROOT_KEY]) as vault:
+    with open_ledger(url, owner="old") as old, open_vault_postgres(url, [ROOT_KEY]) as vault:
         old.commit([created("acme"), written("acme", 1, make_fact(1, draw))], 1.0)
         crash_points.install(stop)
         commit = Racer(lambda: old.commit([written("acme", 2, make_fact(2, draw))], 2.0))

@@ -1,4 +1,3 @@
-
 """The way to a PostgreSQL server, and what the server must keep before the ledger trusts it."""
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import pytest
 from memory_actor.errors import LedgerServerUnusable, SettingsInvalid
 from memory_actor.ledger_postgres import check_postgres, open_vault_postgres
 from memory_actor.postgres import PASSWORD_VARIABLE, connect, location_of, parse
-from tests.ledger_samples import CONFIG
-from tests.postgres_ledgers import ROOT_KEY, opened, wait_for
+from tests.ledger_samples import CONFIG, ROOT_KEY
+from tests.postgres_ledgers import opened, wait_for
 from tests.postgres_server import PASSWORD, PASSWORD_ROLE, ROLE, PostgresServer, shared_server, start_server
 
 

@@ -21,6 +21,7 @@ from memory_actor.ledger_schema import actor_epoch, audit
 from memory_actor.types import MemoryConfig, Retention
 from memory_actor.vault import Vault
 from tests.ledger_samples import CONFIG, ROOT_KEY, created, idempotency, make_fact, open_ledger, plain, written
+from tests.postgres_ledgers import PostgresEngine
 
 
 class Engine(Protocol):
@@ -57,7 +58,7 @@ class SqliteEngine:
             ledger._connection.execute(statement)
 
 
-ENGINES = {"sqlite": SqliteEngine}
+ENGINES = {"sqlite": SqliteEngine, "postgresql": PostgresEngine}
 FRESH = itertools.count(1)  # numbers for ledgers within one test
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 import sqlalchemy as sa
 
-from memory_actor.errors import LarimarError, LedgerCorrupt, LedgerFailed, LedgerServerUnusable
+from memory_actor.errors import LarimarError, LedgerCorrupt, LedgerFailed, LedgerServerUnusable, VaultLocked
 from memory_actor.ledger_meta import (
     check_identity,
     check_vault,
@@ -170,11 +170,16 @@ def open_vault_postgres(location: str, root_keys: Sequence[bytes], *, wait_s: fl
 
     Raises SettingsInvalid, LedgerServerUnusable, LedgerCorrupt, VaultLocked; then nothing was changed.
     """
-    where = parse(location).keys
+    ledger = parse(location)
+    where = ledger.keys
     with ExitStack() as undo:
         driver = connect(where, wait_s)
         undo.callback(driver.close)
         with _opening(where):
+            with driver.transaction():
+                if _is_sealed(driver, ledger) and not _has_table(driver, where, "vault_meta"):
+                    reason = f"the schema is missing or empty, and ledger {ledger} was sealed with its keys"
+                    raise VaultLocked(str(where), reason)
             connection = undo.enter_context(attach(driver))
             vault = Vault.over(connection, str(where), root_keys, schema=where.schema)
         undo.pop_all()
@@ -198,9 +203,7 @@ def needs_vault(location: str, *, wait_s: float = WAIT_S) -> bool:
     """
     where = parse(location)
     with closing(connect(where, wait_s)) as driver, _opening(where), driver.transaction():
-        if driver.execute("SELECT to_regclass(%s)::text", [f"{where.schema}.meta"]).fetchone() == (None,):
-            return False
-        return driver.execute("SELECT 1 FROM meta WHERE name = 'vault'").fetchone() is not None
+        return _is_sealed(driver, where)
 
 
 def vault_exists(location: str, *, wait_s: float = WAIT_S) -> bool:
@@ -213,6 +216,17 @@ def vault_exists(location: str, *, wait_s: float = WAIT_S) -> bool:
     query = "SELECT 1 FROM pg_catalog.pg_tables WHERE tablename = 'vault_meta' AND schemaname ~ %s"
     with closing(connect(where, wait_s)) as driver, _opening(where):
         return driver.execute(query, [f"^{prefix or where.schema}(_[0-9]+)?_keys$"]).fetchone() is not None
+
+
+def _is_sealed(driver: Driver, where: Location) -> bool:
+    if not _has_table(driver, where, "meta"):
+        return False
+    query = f"SELECT 1 FROM \"{where.schema}\".meta WHERE name = 'vault'"  # noqa: S608 - a checked name
+    return driver.execute(query.encode()).fetchone() is not None
+
+
+def _has_table(driver: Driver, where: Location, table: str) -> bool:
+    return driver.execute("SELECT to_regclass(%s)::text", [f"{where.schema}.{table}"]).fetchone() != (None,)
 
 
 def _make_tables(

@@ -39,11 +39,13 @@ def open_storage(  # noqa: PLR0917 - all of them named at each call
     """
     folder = KeyFolder(keys or state_dir / "keys")
     if url is not None:
-        from memory_actor.ledger_postgres import open_vault, vault_exists  # noqa: PLC0415 - needs psycopg, few use it
+        # Needs psycopg, few use it.
+        from memory_actor.ledger_postgres import open_vault_postgres, vault_exists  # noqa: PLC0415
+        from memory_actor.postgres import location_of  # noqa: PLC0415
 
-        folder.ensure(may_create=not vault_exists(url, index))
-        vault = open_vault(url, index, folder.root_keys())
-        location: Path | str = url
+        location: Path | str = location_of(url, index)
+        folder.ensure(may_create=not vault_exists(location))
+        vault = open_vault_postgres(location, folder.root_keys())
     else:
         path, location = vault_path(folder.path, index), ledger_path(state_dir, index)
         if needs_vault(location) and not path.exists():

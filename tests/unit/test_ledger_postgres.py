@@ -138,11 +138,16 @@ def test_another_bundle_or_root_key_is_refused(url: str):
 
 
 def test_the_vault_of_another_ledger_is_refused(server: PostgresServer, url: str):
-    """Also when it is sealed under the same root key; nothing is changed."""
+    """Also when it is sealed under the same root key; a lost one is not made anew; nothing is changed."""
     with opened(url):
         pass
     with open_vault_postgres(server.fresh_url(), [ROOT_KEY]) as other, pytest.raises(VaultLocked):
         open_postgres(url, CONFIG, "test", 1.0, other)
+    keys = parse(url).keys.schema
+    server.sql(f"ALTER SCHEMA {keys} RENAME TO hidden")
+    with pytest.raises(VaultLocked, match="was sealed with its keys"):
+        open_vault_postgres(url, [ROOT_KEY])
+    server.sql(f"ALTER SCHEMA hidden RENAME TO {keys}")
     with opened(url) as ledger:
         assert ledger.epoch == 2
 

@@ -29,13 +29,9 @@ def check_ledgers(settings: Settings, config: MemoryConfig) -> None:
             _check_postgres(settings, index, config)
 
 
-def vault_path(keys_folder: Path, index: int) -> Path:
-    """The vault file of a memory actor whose ledger is a SQLite file."""
-    return keys_folder / f"vault-{index:02d}.sqlite"
-
-
 def _check_sqlite(settings: Settings, index: int, config: MemoryConfig) -> None:
     from memory_actor.ledger_sqlite import check_sqlite, needs_vault  # noqa: PLC0415 - SQLAlchemy
+    from memory_actor.storage import vault_path  # noqa: PLC0415
 
     path = ledger_path(settings.state_dir, index)
     check_sqlite(path, config)

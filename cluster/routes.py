@@ -90,7 +90,7 @@ class Routes:
         if not summary.replayed or not await self._exists(tenant):
             await self._exchange.revoke_keys(tenant)
         plain = schemas.TenantReply.of(summary).model_dump()
-        return schemas.TenantDeletedReply(**plain, replayed=summary.replayed)
+        return schemas.TenantDeletedReply(**plain, replayed=summary.replayed, receipt_id=summary.receipt_id)
 
     async def _exists(self, tenant: str) -> bool:
         try:

@@ -232,7 +232,10 @@ class TenantCreatedReply(TenantReply, Applied):
 
 
 class TenantDeletedReply(TenantReply, Applied):
+    """`receipt_id` names the erasure of everything the tenant held."""
+
     deleted: Literal[True] = True
+    receipt_id: str | None = None
     replayed: bool = False
 
 

@@ -231,7 +231,7 @@ class FakeMemory:
 
     async def delete_tenant(self, name: str, idempotency: Idempotency) -> TenantSummary:
         def apply() -> TenantSummary:
-            summary = self._summary(name)
+            summary = replace(self._summary(name), receipt_id=self._erasure_begins(name).receipt_id)
             del self.tenants_by_name[name]
             return summary
 

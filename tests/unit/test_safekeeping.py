@@ -200,6 +200,17 @@ def test_a_receipt_is_pending_then_done() -> None:
     assert world.client("admin").get(path).json() == done.json()
 
 
+def test_the_end_of_a_tenant_has_a_receipt_too() -> None:
+    """Its keys are gone by then, so the admin asks for it."""
+    world = World.make()
+    admin = world.client("admin")
+    gone = admin.delete("/v1/tenants/acme", headers=once()).json()
+    assert (gone["outcome"], gone["deleted"]) == ("applied", True)
+    path = f"/v1/receipts/{gone['receipt_id']}"
+    assert admin.get(path).json()["tenant"] == "acme"
+    assert world.client().get(path).status_code == 401
+
+
 def test_a_foreign_receipt_looks_like_a_missing_one() -> None:
     """Byte for byte, on the same memory actor or another."""
     world = World.make()

@@ -61,6 +61,12 @@ class PostgresServer:
     def url(self) -> str:
         return self._url(ADMIN)
 
+    @property
+    def pid(self) -> int:
+        """The postmaster's."""
+        assert self._process is not None
+        return self._process.pid
+
     def ledger_url(self, role: str = ROLE, database: str = DATABASE) -> str:
         """Where a ledger can be: the role is no superuser and owns the database."""
         return self._url(role, database)

@@ -115,7 +115,7 @@ class _Trial:
                 threading.Event().wait(_OVERLAP_S)
             finally:
                 os.kill(raylet.pid, signal.SIGCONT)
-            self._await("the stale process ends", lambda: not psutil.pid_exists(stale) or None)
+            self._await("the stale process ends", lambda: _ended(stale) or None)
             self._await("the second goes on", lambda: self._running(stale))
             ray.kill(actor)
         self._judge(stale)
@@ -173,16 +173,26 @@ class _Trial:
         check(len(stored) == len(set(stored)), f"{self.label}: a fact is stored twice")
 
 
+def _ended(pid: int) -> bool:
+    """Whether a process runs no more; that nobody has reaped it does not count."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 @contextmanager
 def _cluster() -> Iterator[dict[str, Any]]:
     """A Ray of our own: a head that runs nothing and two raylets that can run the actor. Yields where to place it."""
     temp_dir = tempfile.mkdtemp(prefix="larimar-", dir="/tmp")
+    before = os.environ.get("RAY_TMPDIR")
+    # Not only its sockets and logs: where Ray notes the address that others would find without being told.
+    os.environ["RAY_TMPDIR"] = temp_dir
+    (Path(temp_dir) / "ray").mkdir()
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={**node, "include_dashboard": False, "_system_config": _HEALTH, "temp_dir": temp_dir},
-    )
+    cluster = Cluster()
     try:
+        cluster.add_node(**node, include_dashboard=False, _system_config=_HEALTH)
         for _ in range(2):
             cluster.add_node(**node, resources={"memory_actor": 1})
         ray.init(address=cluster.address, namespace=_NAMESPACE, log_to_driver=False, configure_logging=False)
@@ -190,4 +200,7 @@ def _cluster() -> Iterator[dict[str, Any]]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+        os.environ.pop("RAY_TMPDIR")
+        if before is not None:
+            os.environ["RAY_TMPDIR"] = before
         shutil.rmtree(temp_dir, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING
 from cluster.diagnosis import Diagnosis, Severity
 from cluster.state_folder import StateFolder
 from cluster.storage_check import check_modes, check_storage
-from memory_actor.errors import LarimarError, NotRunning
+from memory_actor.errors import AlreadyRunning, LarimarError, NotFound, NotRunning
+from memory_actor.types import as_plain
 
 if TYPE_CHECKING:
     from cluster.settings import Settings
+    from memory_actor.types import MemoryConfig
 
 Tell = Callable[[str], None]  # what is being looked at
 
@@ -52,8 +55,11 @@ def check_offline(settings: Settings, tenant: str | None, tell: Tell) -> list[Di
     findings += check_local(settings)
     try:
         folder.check()
-        tell("Looking at the ledgers")
-        findings += _check_ledgers(settings, tenant)
+        tell("Looking at ledgers and checkpoints")
+        with folder.lock():  # no system may start on what is being looked at
+            findings += _check_ledgers(settings, tenant)
+    except (NotFound, AlreadyRunning):
+        raise
     except LarimarError as error:
         findings.append(diagnosis_of(error))
     return findings
@@ -74,12 +80,51 @@ def _check_ledgers(settings: Settings, tenant: str | None) -> list[Diagnosis]:
         return []  # never started: there is nothing that could be damaged
     config = Bundle.open(bundle).memory_config()
     check_ledgers(settings, config)
-    return _check_tenants(settings, tenant)
+    if settings.ledger.url is not None:
+        # Opening it would take it over from whichever node serves it.
+        return [
+            Diagnosis(
+                "not_examined",
+                Severity.WARNING,
+                "the tenants of a PostgreSQL ledger are examined by a running system only; server and tables are sound",
+                _SAFE,
+                "Start the system, or pass --url of the one that uses this ledger",
+            )
+        ]
+    found: list[Diagnosis] = []
+    known = 0
+    for index in range(settings.memory.actors):
+        findings, tenants = _examined(settings, index, config, tenant)
+        found += findings
+        known += tenants
+    if tenant is not None and not known:
+        raise NotFound("tenant", tenant)
+    return found
 
 
-def _check_tenants(settings: Settings, tenant: str | None) -> list[Diagnosis]:
-    del settings, tenant
-    return []
+def _examined(settings: Settings, index: int, config: MemoryConfig, tenant: str | None) -> tuple[list[Diagnosis], int]:
+    """What `memory_actor.doctor` finds in one ledger, and how many of the tenants asked for it holds.
+
+    Opening takes the ledger's next epoch, as a start does; nothing else changes.
+    """
+    from memory_actor.checkpoint_store import CheckpointStore  # noqa: PLC0415 - pyarrow
+    from memory_actor.directory import ledger_path  # noqa: PLC0415
+    from memory_actor.doctor import examine  # noqa: PLC0415
+    from memory_actor.ledger_sqlite import needs_vault  # noqa: PLC0415
+    from memory_actor.storage import open_storage  # noqa: PLC0415
+
+    if not needs_vault(ledger_path(settings.state_dir, index)):
+        return [], 0  # no tenants yet, or of an earlier release: a start will carry it over
+    stores = {name: CheckpointStore(name, uri) for name, uri in settings.checkpoint_locations.items()}
+    now = time.time()
+    keys = settings.keys_folder
+    ledger = open_storage(settings.state_dir, index, None, config, "larimar doctor", now, keys=keys)
+    try:
+        findings = examine(ledger, stores, config, tenant, now=now)
+        names = {row.name for row in ledger.tenants()} | {finding.tenant for finding in findings}
+    finally:
+        ledger.close()
+    return [Diagnosis.of(as_plain(finding)) for finding in findings], int(tenant is None or tenant in names)
 
 
 def _unusable(problem: str) -> Diagnosis:

@@ -63,7 +63,7 @@ def pack_erasure(erasure: ErasureRow) -> tuple[Any, ...]:
 def unpack_erasure(row: Sequence[Any]) -> ErasureRow:
     """The erasure of a row. Raises RowDamaged."""
     require_checksum(row, f"erasure {row[0]}")
-    fact_ids, key_ids = msgpack.unpackb(row[5], max_buffer_size=0)
+    fact_ids, key_ids = msgpack.unpackb(row[5])
     return ErasureRow(*row[:5], tuple(fact_ids), tuple(key_ids), *row[6:13])
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final
 
 from memory_actor.errors import NotFound, TenantQuarantined
@@ -75,9 +76,18 @@ class Resident:
 class Catalog:
     """All tenants of one memory actor by name."""
 
-    def __init__(self, rows: Iterable[TenantRow], load: Callable[[str], tuple[TenantRow, TenantMemory]]) -> None:
-        """`load(name)` reads a tenant's memory from disk; it may raise TenantQuarantined and NotFound."""
+    def __init__(
+        self,
+        rows: Iterable[TenantRow],
+        load: Callable[[str], tuple[TenantRow, TenantMemory]],
+        damaged: Mapping[TenantRow, str] = MappingProxyType({}),
+    ) -> None:
+        """`load(name)` reads a tenant's memory from disk; it may raise TenantQuarantined and NotFound.
+
+        `damaged` are tenants to refuse from the start, and why.
+        """
         self._residents = {row.name: Resident(row) for row in rows}
+        self._residents |= {row.name: Resident(row, damage=reason) for row, reason in damaged.items()}
         self._load = load
         self._ticks = itertools.count(1)
         self._swap = threading.Lock()  # held to set what a resident holds; never while anything is loaded
@@ -99,10 +109,6 @@ class Catalog:
         if resident is None:
             raise NotFound("tenant", name)
         return resident
-
-    def with_uid(self, uid: str) -> Resident | None:
-        """The living tenant with this incarnation, if there is one."""
-        return next((resident for resident in list(self._residents.values()) if resident.uid == uid), None)
 
     def is_ready(self, name: str) -> bool:
         """Whether a request on this tenant finds its memory, or its refusal, without loading anything."""

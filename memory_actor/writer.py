@@ -23,8 +23,10 @@ from memory_actor.errors import (
     LedgerFailed,
     Overloaded,
     StorageFull,
+    TenantQuarantined,
     Unavailable,
 )
+from memory_actor.ledger_rows import TenantDamaged
 from memory_actor.types import Idempotency
 
 
@@ -83,7 +85,10 @@ class CommitLog(Protocol):
     """What the writer needs of the ledger."""
 
     def commit(self, entries: Sequence[Any], now: float) -> None:
-        """Make the entries durable, all or none. StorageFull means that nothing was begun; anything else poisons."""
+        """Make the entries durable, all or none.
+
+        Raises StorageFull, TenantDamaged: nothing was begun, other entries can be committed. Anything else poisons.
+        """
 
     def idempotent_reply(self, tenant: str, idempotency: Idempotency) -> bytes | None: ...
 
@@ -101,7 +106,10 @@ class Writer:
         group_facts_max: int,
         queue_max: int,
         on_poison: Callable[[BaseException], None],
+        on_damage: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
+        """`on_damage` is told of tenants whose stored data turned out to be damaged, by name and reason."""
+        self._on_damage = on_damage
         self._log, self._entry, self._clock = log, entry, clock
         self._timer = timer  # for waiting times: a step of the clock must not refuse a write
         self._group_facts_max, self._queue_max = group_facts_max, queue_max
@@ -187,8 +195,8 @@ class Writer:
             if not refused and attempt.entries:
                 try:
                     self._log.commit(attempt.entries, attempt.group.now)
-                except StorageFull as full:
-                    refused = {id(command): full for command, _ in attempt.planned if command.adds}
+                except (StorageFull, TenantDamaged) as refusal:
+                    refused = self._concerned(attempt, refusal)
                     if not refused:
                         raise
             if not refused:
@@ -229,6 +237,17 @@ class Writer:
             if command.timeout_s is not None and now - command.queued_at > command.timeout_s
         }
 
+    def _concerned(self, attempt: _Attempt, refusal: StorageFull | TenantDamaged) -> dict[int, LarimarError]:
+        """The commands that a commit was refused for: those that need room, or those of the damaged tenant."""
+        if isinstance(refusal, StorageFull):
+            return {id(command): refusal for command, _ in attempt.planned if command.adds}
+        told, name = self._quarantined(refusal), refusal.args[0]
+        return {id(command): told for command, plan in attempt.planned if getattr(plan.effect, "tenant", None) == name}
+
+    def _quarantined(self, damage: TenantDamaged) -> TenantQuarantined:
+        self._on_damage(*damage.args)
+        return TenantQuarantined(*damage.args)
+
     def _finish(self, attempt: _Attempt, planned_at: float) -> None:
         """Apply what is durable, then answer."""
         committed_at = self._timer()
@@ -259,6 +278,8 @@ class Writer:
             return command.plan(group), True
         except LedgerFailed:
             raise  # of a read: what the disk refuses to one command it must not half-give to the next
+        except TenantDamaged as damage:
+            command.future.set_exception(self._quarantined(damage))
         except LarimarError as refusal:
             command.future.set_exception(refusal)
         except Exception as bug:  # noqa: BLE001 - told to its caller; the half-made draft is used no further

@@ -29,19 +29,6 @@ def check_ledgers(settings: Settings, config: MemoryConfig) -> None:
             _check_postgres(settings, index, config)
 
 
-def check_locations(settings: Settings) -> None:
-    """Pass if every checkpoint location can be understood; whether it answers is found out when it is used.
-
-    Raises: SettingsInvalid.
-    """
-    uris = {name: uri for name, uri in settings.checkpoints.locations.items() if "://" in uri}
-    if uris:
-        from memory_actor.checkpoint_store import CheckpointStore  # noqa: PLC0415 - pyarrow
-
-        for name, uri in uris.items():
-            CheckpointStore(name, uri)
-
-
 def _check_sqlite(settings: Settings, index: int, config: MemoryConfig) -> None:
     from memory_actor.ledger_sqlite import check_sqlite, needs_vault  # noqa: PLC0415 - SQLAlchemy
     from memory_actor.storage import vault_path  # noqa: PLC0415

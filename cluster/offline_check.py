@@ -80,6 +80,11 @@ def _check_ledgers(settings: Settings, tenant: str | None) -> list[Diagnosis]:
         return []  # never started: there is nothing that could be damaged
     config = Bundle.open(bundle).memory_config()
     check_ledgers(settings, config)
+    return examine_ledgers(settings, config, tenant)
+
+
+def examine_ledgers(settings: Settings, config: MemoryConfig, tenant: str | None) -> list[Diagnosis]:
+    """What is wrong with the tenants of ledgers that `check_ledgers` passed. Raises NotFound and what opening does."""
     if settings.ledger.url is not None:
         # Opening it would take it over from whichever node serves it.
         return [

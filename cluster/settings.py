@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from memory_actor.errors import SettingsInvalid
 
 LOCAL: Final = "local"  # the checkpoint location that is always there: cold tenants live in it
+LOCATION_SCHEMES: Final = ("", "file", "s3", "gs", "gcs", "abfs", "abfss")
 LOCATION_PATTERN: Final = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 
@@ -98,7 +99,7 @@ class CheckpointSettings(Section):
             parts = urlsplit(uri)
             if "@" in parts.netloc or re.search(r"(?i)(secret|access|session)_?(key|token)", parts.query):
                 raise ValueError(f"{name!r} must not hold credentials; the environment is the place for them")
-            if not parts.scheme and not Path(uri).expanduser().is_absolute():
+            if parts.scheme not in LOCATION_SCHEMES or not (parts.scheme or Path(uri).expanduser().is_absolute()):
                 raise ValueError(f"{name!r} must be an absolute folder or a URI such as s3://bucket/prefix")
         return {name: uri if urlsplit(uri).scheme else str(Path(uri).expanduser()) for name, uri in value.items()}
 

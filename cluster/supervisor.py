@@ -97,9 +97,8 @@ class Supervisor:
 
     def _check_ledgers(self, bundle: Bundle) -> None:
         """Raises what would keep a memory actor from opening its ledger, before any process could meet it."""
-        from cluster.ledger_check import check_ledgers, check_locations  # noqa: PLC0415 - after what costs nothing
+        from cluster.ledger_check import check_ledgers  # noqa: PLC0415 - after the checks that cost nothing
 
-        check_locations(self._settings)
         check_ledgers(self._settings, bundle.memory_config())
 
     def _start_ray(self, temp_dir: Path) -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.console_output import Exit
 from cluster.diagnosis import Diagnosis, Severity
-from cluster.offline_check import check_local, check_offline, diagnosis_of
-from cluster.settings import settings_from
+from cluster.ledger_check import check_ledgers
+from cluster.offline_check import check_local, check_offline, diagnosis_of, examine_ledgers
+from cluster.settings import Settings, settings_from
 from cluster.state_folder import StateFolder
 from cluster.storage_check import Measured, check_modes, filesystem_of, judge, measure
-from memory_actor.errors import NotRunning, VaultLocked
+from memory_actor.directory import check_actor_count, ledger_path
+from memory_actor.errors import NotFound, NotRunning, VaultLocked
+from memory_actor.storage import open_storage, vault_path
+from tests.ledger_samples import CONFIG, created, make_fact, written
 
 MOUNTS = """\
 overlay / overlay rw 0 0
@@ -112,6 +118,97 @@ def test_key_files_that_others_can_read_are_named(tmp_path):
     assert (finding.code, finding.severity) == ("keys_exposed", Severity.ERROR)
     assert str(keys / "root.key") in finding.what
     assert check_modes(tmp_path / "none") == []
+
+
+# -- ledgers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ledgers(tmp_path) -> Settings:
+    """A state folder, not running, whose one ledger holds tenants `acme` and `globex` with five facts each."""
+    made = settings(tmp_path / "state")
+    StateFolder(made.state_dir).prepare()
+    check_actor_count(made.state_dir, 1)
+    draw = np.random.default_rng(7)
+    with open_storage(made.state_dir, 0, None, CONFIG, "test", 1.0, keys=made.keys_folder) as ledger:
+        for name in ("acme", "globex"):
+            facts = [make_fact(seq, draw, fact_id=f"{name}-{seq}") for seq in range(1, 6)]
+            ledger.commit([created(name), written(name, 1, *facts)], 2.0)
+    return made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_sound_ledgers_pass_and_nothing_is_found(ledgers):
+    """Checking changes no byte; examining finds nothing about any tenant, or about one."""
+    before = files(ledgers.state_dir)
+    check_ledgers(ledgers, CONFIG)
+    assert files(ledgers.state_dir) == before
+    assert examine_ledgers(ledgers, CONFIG, None) == []
+    assert examine_ledgers(ledgers, CONFIG, "acme") == []
+
+
+def test_an_unknown_tenant_is_not_healthy(ledgers):
+    """A mistyped name is not found."""
+    with pytest.raises(NotFound):
+        examine_ledgers(ledgers, CONFIG, "acne")
+
+
+@pytest.mark.parametrize(
+    ("lost", "says"), [("root.key", "root key file is missing"), ("vault-00.sqlite", "the file is missing")]
+)
+def test_a_lost_key_is_refused_before_anything_starts(ledgers, lost, says):
+    """Neither is made anew: what is sealed would be lost behind a fresh key. Put back, all is well."""
+    path = ledgers.keys_folder / lost
+    kept = path.read_bytes()
+    path.unlink()
+    before = files(ledgers.state_dir)
+    with pytest.raises(VaultLocked, match=says):
+        check_ledgers(ledgers, CONFIG)
+    assert files(ledgers.state_dir) == before
+    path.write_bytes(kept)
+    check_ledgers(ledgers, CONFIG)
+
+
+def test_a_lost_key_folder_is_refused(ledgers):
+    """The whole folder gone, for instance a mount that is missing: nothing is created in its place."""
+    ledgers.keys_folder.rename(ledgers.keys_folder.with_name("elsewhere"))
+    with pytest.raises(VaultLocked):
+        check_ledgers(ledgers, CONFIG)
+    assert not ledgers.keys_folder.exists()
+
+
+def test_another_root_key_is_refused_without_being_shown(ledgers):
+    """Both are named by fingerprint."""
+    root = ledgers.keys_folder / "root.key"
+    other = "ab" * 32
+    root.chmod(0o600)
+    root.write_text(other + "\n")
+    with pytest.raises(VaultLocked, match=r"sealed under root key [0-9a-f]{16}, but .* holds [0-9a-f]{16}") as caught:
+        check_ledgers(ledgers, CONFIG)
+    assert other not in str(caught.value)
+
+
+def test_a_damaged_row_is_found_with_its_tenant(ledgers):
+    """One flipped bit in one sealed row: that tenant is named, with what is safe and what to do; the other is not."""
+    with sqlite3.connect(ledger_path(ledgers.state_dir, 0)) as driver:
+        rowid, words = driver.execute("SELECT rowid, words FROM fact WHERE fact_id = 'acme-3'").fetchone()
+        driver.execute("UPDATE fact SET words = ? WHERE rowid = ?", (bytes([words[0] ^ 1]) + words[1:], rowid))
+    driver.close()
+    (finding,) = examine_ledgers(ledgers, CONFIG, None)
+    assert (finding.tenant, finding.severity) == ("acme", Severity.ERROR)
+    assert all((finding.what, finding.safe, finding.cure))
+    assert examine_ledgers(ledgers, CONFIG, "globex") == []
+
+
+def test_a_vault_beside_no_ledger_is_no_reason_to_refuse(ledgers):
+    """A first start that was killed leaves keys that nothing is sealed with."""
+    for path in ledger_path(ledgers.state_dir, 0).parent.glob("memory-00.sqlite*"):
+        path.unlink()
+    check_ledgers(ledgers, CONFIG)
+    assert vault_path(ledgers.keys_folder, 0).exists()
 
 
 # -- the whole ------------------------------------------------------------------------------------------------------

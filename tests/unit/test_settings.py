@@ -165,7 +165,9 @@ def test_a_secret_in_the_settings_is_refused_and_not_repeated(overrides):
     assert "ledger.url" in str(caught.value) or "checkpoints.locations" in str(caught.value)
 
 
-@pytest.mark.parametrize("locations", [{"Far Away": "/mnt/x"}, {"../x": "/mnt/x"}, {"far": "relative/folder"}])
+@pytest.mark.parametrize(
+    "locations", [{"Far Away": "/mnt/x"}, {"../x": "/mnt/x"}, {"far": "relative/folder"}, {"far": "gopher://b/p"}]
+)
 def test_locations_have_names_and_fixed_places(locations):
     """A name that could be a path, and a folder that depends on where a process runs, are refused."""
     with pytest.raises(SettingsInvalid, match=r"checkpoints\.locations"):

@@ -110,6 +110,13 @@ class EngineParts:
         self._suspended = None if reason is None else Unavailable("the memory actor", reason)
         self._writer.suspend(self._suspended)
 
+    def superseded(self) -> str | None:
+        """Why this process may not serve any more: a newer one took over. Raises LedgerFailed, LedgerCorrupt."""
+        if self._ledger.engine_name == "sqlite":
+            return None  # whoever opened the file after us would have had to get it from us
+        newest = self._ledger.newest_epoch()
+        return f"a newer process has epoch {newest}" if newest != self._ledger.epoch else None
+
     # -- memories -----------------------------------------------------------------------------------------------
 
     def tenant(self, name: str) -> TenantMemory:

@@ -268,6 +268,10 @@ class StateFolderUnusable(StartupError):
     template = "state folder {path}: {reason}. {cure}"
 
 
+class StateFolderBusy(StateFolderUnusable):
+    """Another process holds a file of it; one that is about to end lets go by itself."""
+
+
 class LedgerServerUnusable(StartupError):
     """The PostgreSQL server cannot be reached, or does not keep what it confirms. `location` holds no secret."""
 

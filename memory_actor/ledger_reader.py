@@ -23,7 +23,7 @@ from memory_actor.ledger_rows import (
     unpack_reply,
     unpack_tenant,
 )
-from memory_actor.ledger_schema import audit, fact, fact_tag, idempotency, tenant
+from memory_actor.ledger_schema import actor_epoch, audit, fact, fact_tag, idempotency, tenant
 from memory_actor.ledger_session import LedgerSession, key_damage
 from memory_actor.sealing import SealBroken
 from memory_actor.types import FactRecord, Idempotency
@@ -48,6 +48,7 @@ _TENANTS = sa.select(tenant).order_by(tenant.c.name)
 _REPLY = sa.select(idempotency).where(
     idempotency.c.tenant == sa.bindparam("of"), idempotency.c.key_hash == sa.bindparam("key")
 )
+_NEWEST_EPOCH = sa.select(sa.func.max(actor_epoch.c.epoch))
 _AUDIT = sa.select(audit).where(audit.c.position > sa.bindparam("after")).order_by(audit.c.position).limit(4096)
 
 
@@ -172,6 +173,12 @@ class LedgerReader(LedgerSession):
         if endpoint != idempotency.endpoint or not same_request:
             raise IdempotencyKeyReused(endpoint)
         return reply
+
+    def newest_epoch(self) -> int:
+        """The newest incarnation's number: more than `epoch` once another process took over."""
+        with self._lock:
+            newest: int = self._rows(_NEWEST_EPOCH, {})[0][0]
+        return newest
 
     def audit_chain_ok(self) -> bool:
         """Whether every audit entry follows from the one before it. Cannot see a cut-off end: anchor the last hash."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from memory_actor.errors import LarimarError, LedgerCorrupt, StateFolderUnusable
+from memory_actor.errors import LarimarError, LedgerCorrupt, StateFolderBusy, StateFolderUnusable
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR})
 _REASONS = {
@@ -44,7 +44,7 @@ def opening_error(path: Path, error: BaseException | None) -> LarimarError:
     if is_damage(error):
         return LedgerCorrupt(str(path), f"it cannot be read as a ledger: {reason_of(error)}")
     if getattr(error, "sqlite_errorcode", -1) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-        return StateFolderUnusable(
+        return StateFolderBusy(
             str(path.parent),
             f"{path.name} is in use by another larimar process",
             "Stop that one ('larimar down') or choose another state folder",

@@ -315,7 +315,8 @@ def _batch_facts(batch: Any, config: MemoryConfig) -> Iterator[StoredFact]:
 
 
 def _upper(cov: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return cov[np.tri(cov.shape[0], dtype=bool).T]
+    upper: np.ndarray[Any, Any] = cov[np.tri(cov.shape[0], dtype=bool).T]
+    return upper
 
 
 def _symmetric(upper: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:

@@ -14,7 +14,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -103,17 +103,17 @@ class LocalFolder:
     # -- helpers ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _folder(self, parts: Iterable[str], *, create: bool = False) -> Iterator[int]:
+    def _folder(self, parts: Sequence[str], *, create: bool = False) -> Iterator[int]:
         """The folder's descriptor. With `create`, missing ones are made durably on the way."""
         if create:
             self._make_root()
-        fd = self._open(list(parts), create=create)
+        fd = self._open(parts, create=create)
         try:
             yield fd
         finally:
             os.close(fd)
 
-    def _open(self, parts: list[str], *, create: bool) -> int:
+    def _open(self, parts: Sequence[str], *, create: bool) -> int:
         for attempt in range(_ATTEMPTS):
             try:
                 fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # the root itself may be a link
@@ -158,7 +158,7 @@ class LocalFolder:
             os.close(fd)
 
 
-def _open_under(root: int, parts: list[str], *, create: bool) -> int:
+def _open_under(root: int, parts: Sequence[str], *, create: bool) -> int:
     """The folder at `parts` below `root`, which is closed."""
     fd = root
     for part in parts:

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from memory_actor.checkpoint_folder import LocalFolder
 from memory_actor.checkpoint_io import Files, Oversized, Paths, StoredFile
+from memory_actor.crash_points import reached
 from memory_actor.errors import LocationUnavailable, SettingsInvalid
 
 __all__ = ["CheckpointStore", "Oversized", "StoredFile"]
@@ -86,6 +87,7 @@ class CheckpointStore:
         checked = _checked(self.name, path)
         try:
             self._place.delete(checked)
+            reached("erase.mid_file_delete")
         except FileNotFoundError:
             return False
         except OSError as error:

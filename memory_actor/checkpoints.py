@@ -19,7 +19,6 @@ from memory_actor.checkpoint_io import Oversized, StoredFile
 from memory_actor.checkpoint_manifest import BYTES_MAX, FILE_BYTES_MAX, SUFFIX, Manifest, parse
 from memory_actor.checkpoint_sealed import FilePlace, seal_file, unseal_file
 from memory_actor.checkpoint_store import CheckpointStore
-from memory_actor.crash_points import reached
 from memory_actor.errors import CheckpointDamaged, CheckpointMismatch, LocationUnavailable
 from memory_actor.sealing import SealBroken
 from memory_actor.types import CheckpointInfo, MemoryConfig
@@ -221,7 +220,6 @@ def _delete(store: CheckpointStore, paths: Sequence[str], known: Mapping[str, st
             hashes[path] = StoredFile.of(store.read(path, FILE_BYTES_MAX)).sha256
     for path in paths:
         store.delete(path)
-        reached("erase.mid_file_delete")
     return sorted(hashes.values())
 
 

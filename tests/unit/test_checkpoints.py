@@ -343,6 +343,18 @@ def test_deleting_goes_on_after_a_crash_and_still_lists_all_hashes(store):
         assert store.list() == []
 
 
+def test_a_failure_between_two_deletions_is_told_and_repeated(store):
+    """EIO after the first file: LocationUnavailable; the next call deletes the rest."""
+    info = written(store)
+    stopping_at("erase.mid_file_delete", 1, OSError(5, "Input/output error"))
+    with pytest.raises(LocationUnavailable, match="cannot delete"):
+        delete_checkpoint(store, info)
+    crash_points.install(None)
+    assert len(store.list()) == 2
+    assert len(delete_checkpoint(store, info)) == 3
+    assert store.list() == []
+
+
 def test_a_damaged_checkpoint_can_be_deleted(store, tmp_path):
     """Its hashes are those of the bytes that were there."""
     info = written(store)

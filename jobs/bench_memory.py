@@ -16,7 +16,6 @@ import torch
 from memory_actor.addressing import Addressing
 from memory_actor.engine import EngineSettings, MemoryEngine
 from memory_actor.episodic_memory import SufficientStatistics
-from memory_actor.storage import open_storage
 from memory_actor.types import EncodedFacts, FactText, Float16Array, Idempotency, MemoryConfig, ReadMode, Retention
 
 Advance = Callable[[int], None]
@@ -104,8 +103,7 @@ def open_engine(folder: Path, config: MemoryConfig) -> MemoryEngine:
     def fail(error: BaseException) -> None:
         raise error
 
-    ledger = open_storage(folder, 0, None, config, "bench", time.time())
-    return MemoryEngine(0, ledger, config, EngineSettings(), on_poison=fail)
+    return MemoryEngine.open(0, folder, config, EngineSettings(), on_poison=fail)
 
 
 def median_ms(function: Callable[[], object], repeats: int) -> float:

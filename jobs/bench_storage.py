@@ -145,8 +145,7 @@ def _engine(state_dir: Path, config: MemoryConfig) -> MemoryEngine:
     def fail(error: BaseException) -> None:
         raise error
 
-    settings = EngineSettings(locations={"local": str(state_dir / "checkpoints")})
-    return MemoryEngine(0, _ledger(state_dir, config), config, settings, on_poison=fail)
+    return MemoryEngine.open(0, state_dir, config, EngineSettings(), on_poison=fail)
 
 
 def _timed(function: Callable[[], T]) -> tuple[float, T]:

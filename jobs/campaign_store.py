@@ -5,9 +5,7 @@ Shards hold 8 rows, so that a few dozen facts fill, freeze and reopen many of th
 
 from __future__ import annotations
 
-import os
 import secrets
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ import numpy as np
 from memory_actor.addressing import Addressing
 from memory_actor.engine import EngineSettings, MemoryEngine, random_fact_id
 from memory_actor.ledger import Ledger
-from memory_actor.storage import open_storage
 from memory_actor.types import EncodedFacts, FactText, Float16Array, Idempotency, Int8Array, MemoryConfig
 
 ERASE_WINDOW_S = 0.4
@@ -108,41 +105,25 @@ class Store:
     poisoned: list[BaseException]
 
 
-def settings(state_dir: Path, **changes: object) -> EngineSettings:
-    """Settings of a campaign's engine: one local checkpoint folder, a short erase window."""
-    given: dict[str, object] = {
-        "erase_window_s": ERASE_WINDOW_S,
-        "locations": {LOCAL: str(state_dir / "checkpoints")},
-    }
-    return EngineSettings(**(given | changes))  # type: ignore[arg-type]
-
-
 def open_store(
     state_dir: Path,
     *,
     url: str | None = None,
     on_poison: Callable[[BaseException], None] | None = None,
-    config: MemoryConfig = CONFIG,
     new_fact_id: Callable[[], str] = random_fact_id,
-    **changes: object,
+    erase_window_s: float = ERASE_WINDOW_S,
 ) -> Store:
     """Open or create everything in `state_dir`, as the actor does at its start. Raises StartupError subclasses."""
     poisoned: list[BaseException] = []
-    owner = f"campaign pid {os.getpid()} {secrets.token_hex(4)}"
-    ledger = open_storage(state_dir, 0, url, config, owner, time.time())
-    try:
-        engine = MemoryEngine(
-            0,
-            ledger,
-            config,
-            settings(state_dir, **changes),
-            on_poison=on_poison or poisoned.append,
-            new_fact_id=new_fact_id,
-        )
-    except BaseException:
-        ledger.close()
-        raise
-    return Store(engine, ledger, poisoned)
+    engine = MemoryEngine.open(
+        0,
+        state_dir,
+        CONFIG,
+        EngineSettings(ledger_url=url, erase_window_s=erase_window_s),
+        on_poison=on_poison or poisoned.append,
+        new_fact_id=new_fact_id,
+    )
+    return Store(engine, engine._ledger, poisoned)  # the engine's own: a second one would take its epoch
 
 
 def fresh_schema(url: str) -> str:

@@ -219,12 +219,12 @@ def _shut_down(settings: Settings) -> None:
     import ray  # noqa: PLC0415
     from ray import serve  # noqa: PLC0415
 
-    from cluster.app import kill_memory_actors  # noqa: PLC0415
+    from cluster.app import stop_memory_actors  # noqa: PLC0415
 
     with _going_on("serve.shutdown"):
         serve.shutdown()
     with _going_on("memory actors"):
-        kill_memory_actors(settings)
+        stop_memory_actors(settings)
     with _going_on("ray.shutdown"):
         ray.shutdown()
 

@@ -44,6 +44,10 @@ _DEFAULTS = {
 }
 _PINNED = {
     "bytea_output": "hex",
+    # Every statement of ours, and every foreign key, has its index. A plan made while a table was small would be kept
+    # for the life of the session, and read the whole table for each row written. Hence no costs that call for JIT.
+    "enable_seqscan": "off",
+    "jit": "off",
     "extra_float_digits": "1",  # less would round the times that the checksums are taken over
     "idle_in_transaction_session_timeout": "60s",  # a stopped process does not keep its successor waiting for ever
     "lock_timeout": "0",
@@ -269,7 +273,7 @@ def vacuum(driver: Driver, tables: Sequence[str], *, full: bool = False) -> None
     without any, and locks each for as long as that takes. Raises psycopg.Error.
     """
     # By itself the server would leave the index entries of a few rows for a better occasion.
-    option = b"FULL" if full else b"INDEX_CLEANUP ON"
+    option = b"FULL, ANALYZE" if full else b"INDEX_CLEANUP ON, ANALYZE"
     driver.autocommit = True
     try:
         for table in tables:

@@ -48,7 +48,12 @@ _UPDATE_TENANT = (
 _DELETE_TENANT = sa.delete(tenant).where(tenant.c.name == sa.bindparam("of"))  # facts and tags go by cascade
 _DELETE_REPLIES = sa.delete(idempotency).where(idempotency.c.tenant == sa.bindparam("of"))
 _OF = fact.c.tenant == sa.bindparam("of")
-_ALL_FACTS = sa.select(fact.c.fact_id, fact.c.key_id).where(_OF).order_by(fact.c.seq)
+# As bytes and as a number whatever is stored: damaged values must not keep their tenant from being deleted or restored.
+_ALL_FACTS = (
+    sa.select(sa.cast(fact.c.fact_id, sa.LargeBinary), sa.cast(fact.c.key_id, sa.BigInteger))
+    .where(_OF)
+    .order_by(fact.c.seq)
+)
 _DELETE_ALL_FACTS = sa.delete(fact).where(_OF)
 _DELETE_FACTS = (
     sa.delete(fact).where(_OF, fact.c.fact_id.in_(sa.bindparam("ids", expanding=True))).returning(fact.c.key_id)
@@ -176,7 +181,7 @@ class GroupWriter:
         self._flush()
         name = effect.tenant
         row = self._tenant_even_damaged(name)
-        ended = self._connection.execute(_ALL_FACTS, {"of": name}).all()
+        ended = self._all_facts(name)
         self._connection.execute(_DELETE_REPLIES, {"of": name})
         self._connection.execute(_DELETE_TENANT, {"of": name})
         self.tenants[name] = None
@@ -189,7 +194,7 @@ class GroupWriter:
             self._create_tenant(effect.created)
         self._flush()
         row = self._tenant(effect.tenant)
-        before = self._connection.execute(_ALL_FACTS, {"of": row.name}).all()
+        before = self._all_facts(row.name)
         self._connection.execute(_DELETE_ALL_FACTS, {"of": row.name})
         next_seq = self._collect_facts(row, effect.facts, None)
         self._change(replace(row, version=effect.version, next_seq=next_seq, facts=len(effect.facts)))
@@ -229,6 +234,11 @@ class GroupWriter:
             raise EffectRefused(f"tenant {name!r} is not in the ledger")
         self.tenants[name] = row
         return row
+
+    def _all_facts(self, name: str) -> list[tuple[str, int]]:
+        """Ids of a tenant's facts and of their keys."""
+        rows = self._connection.execute(_ALL_FACTS, {"of": name}).all()
+        return [(bytes(fact_id).decode("utf-8", "replace"), key_id) for fact_id, key_id in rows]
 
     def _tenant_even_damaged(self, name: str) -> TenantRow:
         """As `_tenant`; of a damaged row only what ending the tenant needs, as far as it can still be read."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from jobs.campaign_load import TIMEOUT_S, Answer, Request, create_tenants
 from jobs.campaign_outcome import Advance, Outcome
-from jobs.campaign_store import LOCAL, PlannedFact, Store, key_of, once, open_store
+from jobs.campaign_store import LOCAL, PlannedFact, Store, key_of, once, open_store, torch_threads
 from memory_actor.directory import ledger_path
 from memory_actor.errors import LarimarError
 from memory_actor.types import ReadMode, Selector, as_plain
@@ -30,6 +30,7 @@ class Detected(str):
     __slots__ = ()
 
 
+@torch_threads(1)
 def bit_flips(count: int, seed: int, advance: Advance) -> Outcome:
     """`count` flips, spread evenly over ledger, vault, checkpoints' files and their manifests."""
     outcome = Outcome("bit_flips", seed, count)

@@ -11,7 +11,7 @@ from jobs.campaign_examiner import Examiner
 from jobs.campaign_load import TENANTS, Journal, create_tenants, drive, read_journal
 from jobs.campaign_model import TenantModel
 from jobs.campaign_outcome import Advance, Outcome
-from jobs.campaign_store import open_store, opened
+from jobs.campaign_store import open_store, opened, torch_threads
 from jobs.campaign_zygote import Zygote, ready
 
 # Half of the victims are killed this long after their fork, so mostly while they open and recover; the others this
@@ -20,6 +20,7 @@ OPENING_S, LOAD_S = 0.12, 0.08
 _AUDIT_EVERY = 25
 
 
+@torch_threads(1)
 def kills(count: int, seed: int, advance: Advance) -> Outcome:
     """`count` victims write, forget, checkpoint and sleep; each is killed, and what it left is examined."""
     outcome = Outcome("kills", seed, count)

@@ -21,7 +21,7 @@ from jobs.campaign_load import Journal, read_journal
 from jobs.campaign_migration import migrated, migrating, old_state
 from jobs.campaign_outcome import Advance, Outcome
 from jobs.campaign_scenario import Scenario
-from jobs.campaign_store import Store, open_store, opened
+from jobs.campaign_store import Store, open_store, opened, torch_threads
 from jobs.campaign_zygote import Zygote
 from memory_actor import crash_points as points
 from memory_actor.errors import LarimarError
@@ -34,6 +34,7 @@ ATTEMPTS: Final = 4
 RIVAL_S: Final = 10.0
 
 
+@torch_threads(1)
 def crash_points(count: int, seed: int, advance: Advance) -> Outcome:
     """The whole matrix `count` times, each cell at another passage of its point."""
     outcome = Outcome("crash_points", seed, count)

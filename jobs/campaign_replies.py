@@ -12,13 +12,14 @@ from jobs.campaign_examiner import Examiner
 from jobs.campaign_load import TENANTS, TIMEOUT_S, Answer, Request, create_tenants, draw_request
 from jobs.campaign_model import TenantModel
 from jobs.campaign_outcome import Advance, Outcome
-from jobs.campaign_store import Store, open_store
+from jobs.campaign_store import Store, open_store, torch_threads
 
 SENDS_MAX = 5
 _RESTART_EVERY = 200  # requests, on average; a restart falls between two sends of one request
 _EXAMINE_EVERY = 500
 
 
+@torch_threads(1)
 def replies_dropped(count: int, seed: int, advance: Advance) -> Outcome:
     """`count` writes and forgets; what was sent is repeated at once, later, or after a restart."""
     outcome = Outcome("replies_dropped", seed, count)

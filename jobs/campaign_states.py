@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from jobs.campaign_load import TIMEOUT_S, Answer, create_tenants, draw_request
 from jobs.campaign_model import TenantModel
 from jobs.campaign_outcome import Advance, Outcome
-from jobs.campaign_store import CONFIG, LOCAL, Store, fresh_schema, once, opened
+from jobs.campaign_store import CONFIG, LOCAL, Store, fresh_schema, once, opened, torch_threads
 from memory_actor.effects import StoredFact
 from memory_actor.episodic_memory import SufficientStatistics
 from memory_actor.state_hash import state_hash as hash_of
@@ -26,6 +21,7 @@ _PARTS = 3
 _PAGE = 1000
 
 
+@torch_threads(1)
 def state_hash(count: int, seed: int, advance: Advance, *, ledger_url: str | None = None) -> Outcome:
     """`count` random histories, each told in every way there is. PostgreSQL takes part when `ledger_url` is given."""
     outcome = Outcome("state_hash", seed, count)
@@ -88,7 +84,7 @@ def _from_facts(store: Store) -> dict[str, str]:
         merged.merge_(sums(CONFIG, facts[part::_PARTS]))
     found["merged from parts"] = hash_of(CONFIG, merged, (fact.fact_id for fact in facts))
     for threads in (1, 2, 4):
-        with _threads(threads):
+        with torch_threads(threads):
             found[f"{threads} threads"] = _hash(facts)
     found["backwards"] = _hash(facts[::-1])
     return found
@@ -96,13 +92,3 @@ def _from_facts(store: Store) -> dict[str, str]:
 
 def _hash(facts: list[StoredFact]) -> str:
     return hash_of(CONFIG, sums(CONFIG, facts), (fact.fact_id for fact in facts))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before: Any = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

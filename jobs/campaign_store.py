@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from memory_actor.addressing import Addressing
 from memory_actor.engine import EngineSettings, MemoryEngine, random_fact_id
@@ -129,6 +130,17 @@ def open_store(
 def fresh_schema(url: str) -> str:
     """A PostgreSQL ledger URL with a schema of its own, which stays in the database afterwards."""
     return f"{url}{'&' if '?' in url else '?'}schema=campaign_{secrets.token_hex(6)}"
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for tensor operations. With small tensors, as here, more than one only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

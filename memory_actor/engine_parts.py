@@ -80,6 +80,7 @@ class EngineParts:
             window_s=settings.erase_window_s,
             clock=clock,
             on_failure=self._poison,
+            beyond_reach=ledger.beyond_reach,
         )
         self._evictor = Evictor(
             lambda: self._catalog.over_budget(settings.hot_mb << 20), self._put_to_sleep, self._poison

@@ -73,10 +73,13 @@ class Eraser:
         window_s: float,
         clock: Callable[[], float],
         on_failure: Callable[[BaseException], None],
+        beyond_reach: tuple[str, ...] = (),
     ) -> None:
         """`settled` returns when everything committed before the call has left the memory; it may raise Overloaded and
-        Unavailable. `on_failure` is told of storage errors and ends the process. Raises what the ledger raises.
+        Unavailable. `on_failure` is told of storage errors and ends the process. `beyond_reach`: what the storage in
+        use cannot rid itself of, for the receipts. Raises what the ledger raises.
         """
+        self._remaining = (*BEYOND_REACH, *beyond_reach)
         self._settled = settled
         self._ledger, self._vault, self._purge, self._signer = ledger, vault, purge, signer
         self._clock, self._on_failure = clock, on_failure
@@ -170,7 +173,7 @@ class Eraser:
             checkpoints_rewritten=tuple({"old": old, "new": new} for old, new in purged.rewritten),
             files_deleted=tuple(purged.deleted),
             ledger_truncated=True,
-            remaining=BEYOND_REACH,
+            remaining=self._remaining,
         )
         reached("erase.before_done")
         self._ledger.complete_erasure(row.receipt_id, self._signer.sign(receipt), now)

@@ -25,6 +25,8 @@ class OpenedLedger(ABC):
     """
 
     engine_name: ClassVar[str]
+    beyond_reach: ClassVar[tuple[str, ...]] = ()
+    """What `truncate_log` cannot reach, as plain sentences for receipts of erasures."""
 
     connection: sa.Connection
     location: str  # for messages, without secrets

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 import sqlalchemy as sa
 
-from memory_actor.errors import LarimarError, LedgerCorrupt, LedgerFailed, LedgerServerUnusable, VaultLocked
+from memory_actor.errors import (
+    LarimarError,
+    LedgerCorrupt,
+    LedgerFailed,
+    LedgerServerUnusable,
+    Unavailable,
+    VaultLocked,
+)
 from memory_actor.ledger_meta import (
     check_identity,
     check_vault,
@@ -46,6 +53,7 @@ from memory_actor.postgres import (
 )
 from memory_actor.types import MemoryConfig
 from memory_actor.vault import Vault
+from memory_actor.vault_postgres import REWRITE_ROWS_MAX
 
 if TYPE_CHECKING:
     from memory_actor.postgres import Driver
@@ -107,6 +115,16 @@ class PostgresLedger(OpenedLedger):
     """An open ledger schema. `where` is what maintenance connects to beside the one connection for commits."""
 
     engine_name = "postgresql"
+    beyond_reach = (
+        (
+            "PostgreSQL's write-ahead log, replicas, archives and backups, which hold sealed facts and wrapped keys "
+            "until they are reused or deleted; what is in them opens only with the root key."
+        ),
+        (
+            "Free space inside PostgreSQL's table files, which may hold sealed facts; in a vault of more than "
+            f"{REWRITE_ROWS_MAX:,} keys their wrapped keys too."
+        ),
+    )
 
     where: Location
     turns: Iterator[int] = field(default_factory=lambda: itertools.count(1), repr=False)
@@ -122,12 +140,17 @@ class PostgresLedger(OpenedLedger):
         return newest
 
     def truncate_log(self) -> None:
-        """Take deleted rows out of the tables, beside running commits; see docs/postgresql.md for what stays where.
+        """Take deleted rows out of the tables, over a session of its own; docs/postgresql.md says what stays where.
 
-        Raises LedgerServerUnusable when the server cannot be reached.
+        Raises Unavailable when the server gives no further session; DBAPIError.
         """
-        with closing(connect(self.where, wait_s=0)) as driver:
-            vacuum(driver, [table.name for table in metadata.sorted_tables])
+        try:
+            with closing(connect(self.where, wait_s=0)) as driver:
+                vacuum(driver, [table.name for table in metadata.sorted_tables])
+        except LedgerServerUnusable as error:
+            raise Unavailable("the ledger's server", error.args[1]) from error
+        except psycopg.Error as error:
+            raise sa.exc.DBAPIError("VACUUM", None, error) from error
 
     def free_bytes(self) -> int | None:
         """None: a server does not say. A full disk there fails the commit, and nothing of it is stored."""

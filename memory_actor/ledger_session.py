@@ -51,6 +51,11 @@ class LedgerSession:
         return self._opened.engine_name
 
     @property
+    def beyond_reach(self) -> tuple[str, ...]:
+        """Where bytes of what was erased may stay, as sentences for receipts; see `OpenedLedger`."""
+        return self._opened.beyond_reach
+
+    @property
     def vault(self) -> Vault:
         """The keys that the facts are sealed with."""
         return self._opened.vault

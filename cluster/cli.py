@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import cli_doctor, cli_memory, cli_safekeeping, cli_tenants
+from cluster import cli_doctor, cli_memory, cli_receipt, cli_safekeeping, cli_tenants, cli_vault
 from cluster.cli_options import (
     ConfigOption,
     OutputOption,
@@ -169,10 +169,10 @@ def campaign(context: typer.Context) -> None:
 
 
 cli_memory.add_to(app)
-receipt_app = typer.Typer(no_args_is_help=True, help="Receipts of erasures.")
-app.add_typer(receipt_app, name="receipt")
-cli_safekeeping.add_to(app, receipt_app)
+cli_safekeeping.add_to(app, cli_receipt.receipt_app)
+cli_receipt.add_to(app)
 cli_tenants.add_to(app)
+cli_vault.add_to(app)
 cli_doctor.add_to(app)
 
 

@@ -78,7 +78,7 @@ _BY_CODE = {
     "checkpoint_damaged": Exit.DAMAGED,
     "ledger_corrupt": Exit.DAMAGED,
     "vault_locked": Exit.DAMAGED,
-    "receipt_invalid": Exit.DAMAGED,
+    "receipt_invalid": Exit.FAILED,
     "ledger_server_unusable": Exit.UNAVAILABLE,
 }
 

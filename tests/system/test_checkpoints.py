@@ -139,6 +139,8 @@ def test_a_receipt_is_signed_within_the_window_and_verified_offline(system, tena
     document = saved.read_text()
     public_key = KeyFolder(system.state_dir / "keys").signer().public_key
     receipt = verify_receipt(document, public_key)
+    checked = system.larimar("receipt", "verify", str(saved), "--key", public_key.hex(), "-o", "json")
+    assert (checked.returncode, json.loads(checked.stdout)["genuine"]) == (0, True), checked.stderr
     assert list(receipt.fact_hashes) == sorted(fact_hash(fact_id) for fact_id in ids[:2])
     assert (receipt.tenant, receipt.kind, receipt.facts) == (name, "forget", 2)
     assert receipt.keys_destroyed >= 2

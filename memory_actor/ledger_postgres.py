@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 import sqlalchemy as sa
@@ -51,6 +51,7 @@ from memory_actor.postgres import (
     sqlstate_of,
     vacuum,
 )
+from memory_actor.postgres_structure import structure_of
 from memory_actor.types import MemoryConfig
 from memory_actor.vault import Vault
 from memory_actor.vault_postgres import REWRITE_ROWS_MAX
@@ -64,33 +65,6 @@ WAIT_S: Final = 30.0
 TAKE_OVER_S: Final = 5.0
 """How long a take-over waits for the transaction of the incarnation before; then it ends that one's session."""
 
-# Tables, columns, indexes, foreign keys, triggers and policies, in terms that no server version words differently.
-_STRUCTURE = """
-WITH ours AS (
-  SELECT c.* FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-  WHERE n.nspname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-)
-SELECT 'table', relname::text, relkind::text, relpersistence::text || relrowsecurity::text, '' FROM ours
-UNION ALL
-SELECT 'column', t.relname, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull::text
-  FROM ours t JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid WHERE a.attnum > 0 AND NOT a.attisdropped
-UNION ALL
-SELECT 'index', t.relname, i.relname, x.indisunique::text || x.indisprimary::text || x.indisvalid::text,
-       (SELECT string_agg(a.attname, ',' ORDER BY k.place) FROM unnest(x.indkey) WITH ORDINALITY k (number, place)
-          JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.number)
-  FROM ours t JOIN pg_catalog.pg_index x ON x.indrelid = t.oid JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
-UNION ALL
-SELECT 'foreign key', t.relname, f.relname, c.confdeltype::text, c.convalidated::text
-  FROM ours t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.oid AND c.contype = 'f'
-  JOIN pg_catalog.pg_class f ON f.oid = c.confrelid
-UNION ALL
-SELECT 'trigger', t.relname, g.tgname, g.tgenabled::text, ''
-  FROM ours t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.oid WHERE NOT g.tgisinternal
-UNION ALL
-SELECT 'rule', t.relname, r.rulename, r.ev_enabled::text, ''
-  FROM ours t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.oid
-ORDER BY 1, 2, 3, 4, 5
-"""
 _END_HOLDERS = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_locks
 WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
@@ -279,7 +253,7 @@ def _make_tables(
     if stage is _Stage.EMPTY:
         put_meta(connection, {"identity": identity_of(config), "salt": secrets.token_bytes(32)})
     if stage is not _Stage.CURRENT:
-        put_meta(connection, {"schema": checksum(_structure(driver, where))})
+        put_meta(connection, {"schema": checksum(structure_of(driver, where.schema))})
     meta_rows = get_meta(connection.execute(sa.select(meta)), str(where), (*_NEEDED, "vault"))
     check_vault(meta_rows["vault"], vault, str(where))
     return meta_rows
@@ -345,13 +319,9 @@ def _opening_error(where: Location, error: BaseException | None) -> LarimarError
 # -- checks, which change nothing -----------------------------------------------------------------------------------
 
 
-def _structure(driver: Driver, where: Location) -> list[list[Any]]:
-    return [list(row) for row in driver.execute(_STRUCTURE, [where.schema]).fetchall()]
-
-
 def _inspect(driver: Driver, where: Location, config: MemoryConfig) -> _Stage:
     """Check tables, revision and identity in the caller's transaction. Raises LedgerCorrupt, BundleMismatch."""
-    structure = _structure(driver, where)
+    structure = structure_of(driver, where.schema)
     tables = {row[1] for row in structure if row[0] == "table"}
     if not tables:
         return _Stage.EMPTY

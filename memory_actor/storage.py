@@ -43,9 +43,10 @@ def open_storage(  # noqa: PLR0917 - all of them named at each call
         from memory_actor.ledger_postgres import open_vault_postgres, vault_exists  # noqa: PLC0415
         from memory_actor.postgres import location_of  # noqa: PLC0415
 
-        location: Path | str = location_of(url, index)
-        folder.ensure(may_create=not vault_exists(location))
-        vault = open_vault_postgres(location, folder.root_keys())
+        schema = location_of(url, index)
+        folder.ensure(may_create=not vault_exists(schema))
+        vault = open_vault_postgres(schema, folder.root_keys())
+        location: Path | str = schema
     else:
         path, location = vault_path(folder.path, index), ledger_path(state_dir, index)
         if needs_vault(location) and not path.exists():

@@ -20,6 +20,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
+from memory_actor.crash_points import reached
 from memory_actor.errors import LedgerCorrupt, LedgerFailed
 from memory_actor.ledger_meta import (
     UNSWEPT,
@@ -121,6 +122,8 @@ def open_sqlite(path: Path, config: MemoryConfig, owner: str, now: float, vault:
             raise opening_error(path, error.orig) from error
         except sqlite3.Error as error:
             raise opening_error(path, error) from error
+        except OSError as error:
+            raise unusable(path, error.strerror or str(error)) from error
         opened = SqliteLedger(
             connection=connection,
             location=str(path),
@@ -173,6 +176,7 @@ def _make_tables(
 
 def _sweep(connection: sa.Connection, driver: sqlite3.Connection) -> None:
     """Rid file and log of what the tables of an earlier release held; then take down the note that it is still due."""
+    reached("migrate.mid_copy")
     driver.execute("VACUUM")
     driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with connection.begin():

@@ -415,7 +415,7 @@ def test_a_commit_passes_its_crash_points_in_order(ledger: Ledger, draw: np.rand
 def test_an_error_of_the_disk_stops_the_ledger(
     engine: Engine, draw: np.random.Generator, hook: Any, point: str, stored: bool
 ):
-    """Wherever in a commit it strikes, no later commit is taken; the next incarnation finds all of the group or none."""
+    """Wherever in a commit it strikes, no later one is taken; the next incarnation finds all of the group or none."""
 
     def strike(name: str) -> None:
         if name == point:
@@ -443,9 +443,8 @@ def test_an_error_of_the_disk_stops_the_ledger(
 def test_no_key_seals_two_facts(ledger: Ledger, draw: np.random.Generator):
     """Over many groups of random size, with keys kept in store in between, each fact has a key of its own."""
     ledger.commit([created("acme"), created("globex")], 5.0)
-    seqs, version = {"acme": 1, "globex": 1}, 0
-    for _ in range(40):
-        version += 1
+    seqs = {"acme": 1, "globex": 1}
+    for version in range(1, 41):
         entries = []
         for name, seq in seqs.items():
             facts = [make_fact(seq + i, draw) for i in range(int(draw.integers(0, 6)))]

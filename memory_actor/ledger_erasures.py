@@ -64,7 +64,8 @@ def unpack_erasure(row: Sequence[Any]) -> ErasureRow:
     """The erasure of a row. Raises RowDamaged."""
     require_checksum(row, f"erasure {row[0]}")
     fact_ids, key_ids = msgpack.unpackb(row[5])
-    return ErasureRow(*row[:5], tuple(fact_ids), tuple(key_ids), *row[6:13])
+    values = [*row[:5], tuple(fact_ids), tuple(key_ids), *row[6:13]]
+    return ErasureRow(*values)
 
 
 def pack_checkpoint(info: CheckpointInfo) -> tuple[Any, ...]:

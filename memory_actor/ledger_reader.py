@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -102,7 +103,7 @@ class LedgerReader(LedgerSession):
         """
         values = {"of": tenant, "after": after_seq, "n": limit}
         rows, keys = self._sealed(tenant, _FACTS, values, whole=lambda found: len(found) < limit)
-        return self._unpacked(tenant, rows, lambda row: unpack_fact(row, keys, self._config))
+        return self._unpacked(tenant, rows, partial(unpack_fact, keys=keys, config=self._config))
 
     def facts_by_id(self, tenant: str, fact_ids: Sequence[str]) -> list[StoredFact]:
         """Those of the facts that exist, in order of position. Raises TenantDamaged."""
@@ -111,7 +112,7 @@ class LedgerReader(LedgerSession):
         for start in range(0, len(wanted), _IDS_PER_STATEMENT):
             some = wanted[start : start + _IDS_PER_STATEMENT]
             rows, keys = self._sealed(tenant, _FACTS_BY_ID, {"of": tenant, "ids": some})
-            found += self._unpacked(tenant, rows, lambda row, keys=keys: unpack_fact(row, keys, self._config))
+            found += self._unpacked(tenant, rows, partial(unpack_fact, keys=keys, config=self._config))
         return sorted(found, key=lambda one: one.seq)
 
     def fact_records(self, tenant: str, after_seq: int = 0, limit: int = 100) -> list[FactRecord]:
@@ -152,7 +153,7 @@ class LedgerReader(LedgerSession):
             rows = self._rows(_LIVE_IDS, {"of": tenant}, tenant) if row else []
         if row is not None and len(rows) != row.facts:
             raise _miscounted(row, len(rows))
-        return [(fact_id, seq) for fact_id, seq in rows]
+        return [(one.fact_id, one.seq) for one in rows]
 
     # -- replies and audit --------------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class LedgerReader(LedgerSession):
 
     def _records(self, name: str, statement: sa.Select[Any], values: dict[str, Any]) -> list[FactRecord]:
         rows, keys = self._sealed(name, statement, values)
-        return self._unpacked(name, rows, lambda row: unpack_record(row, keys))
+        return self._unpacked(name, rows, partial(unpack_record, keys=keys))
 
     def _sealed(
         self,

@@ -85,12 +85,12 @@ def _move_facts(connection: sa.Connection, name: str, salt: bytes, uid: str) -> 
         reached("migrate.mid_copy")
 
 
-def _pages(connection: sa.Connection, name: str) -> Iterator[Sequence[Any]]:
+def _pages(connection: sa.Connection, name: str) -> Iterator[Sequence[Sequence[Any]]]:
     after = 0
     page = "SELECT * FROM fact_0001 WHERE tenant = :name AND seq > :after ORDER BY seq LIMIT :n"
     while rows := _execute(connection, page, name=name, after=after, n=_PAGE).all():
         yield rows
-        after = rows[-1][1]
+        after = rows[-1].seq
 
 
 def _sealed(old: Sequence[Any], key_id: int, key: bytes) -> tuple[Any, ...]:

@@ -90,7 +90,7 @@ class Checkpointing:
         #: erasure rewrites: so none can be published that holds a fact whose erasure is done.
         self._saving: dict[str, threading.RLock] = {}
         self._saving_gate = threading.Lock()
-        #: Why checkpoints could not be read when their tenant woke, by id. Nothing is lost: the ledger has all of it.
+        #: Why checkpoints could not be read when their tenant woke or forgot, by id. The ledger has all of it.
         self.damaged: dict[str, str] = {}
 
     # -- taking -------------------------------------------------------------------------------------------------
@@ -257,6 +257,7 @@ class Checkpointing:
             # It may hold one of them, and nobody can take it out: the whole checkpoint goes.
             log.warning("checkpoint_deleted: %s", error)
             purged.deleted += self._end(info)
+            self.damaged[info.checkpoint_id] = f"{error} (deleted: it may have held what was forgotten)"
             return
         if new is info:
             self._vault.destroy(info.uid, [key.id])  # it was not used

@@ -357,6 +357,23 @@ def test_an_erasure_that_breaks_off_is_finished_by_the_next_process(engines, poi
     assert engine.doctor(None) == []
 
 
+def test_a_damaged_checkpoint_that_may_hold_a_forgotten_fact_is_deleted_and_told(engines):
+    """Nobody can take the fact out of it. The tenant is as it was, and the status says what became of it."""
+    engine = engines.open()
+    create(engine)
+    write(engine, 0, 4)
+    info = engine.checkpoint("acme", "local")
+    (engines.folder / "checkpoints" / info.uid / info.checkpoint_id / "sums.arrow.sealed").write_bytes(b"rotten")
+    forget(engine, ["f_00002"])
+    assert engine.erase_now() == 1
+    assert engine.checkpoints("acme") == []
+    assert engine._ledger.vault.data_keys(info.uid, [info.key_id]) == {}
+    (warning,) = engine.status().warnings
+    assert info.checkpoint_id in warning
+    assert "deleted" in warning
+    assert engine.verify("acme").identical
+
+
 def test_forgotten_bytes_are_gone_from_every_file(engines):
     """The sealed key of a forgotten fact is destroyed: no stored ciphertext of it opens, the row is gone, words were
     never readable; a query that only it could answer finds nothing."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -144,7 +145,8 @@ class Ledger(LedgerReader, LedgerRegistry):
 
     def scrub(self) -> None:
         """Leave no bytes of deleted rows and destroyed keys in log and files. Raises LedgerFailed."""
-        with self._lock, self._stopping():
+        beside = self._opened.truncates_beside_commits
+        with nullcontext() if beside else self._lock, self._stopping():
             self._require_open()
             reached("truncate.before")
             self._opened.truncate_log()

@@ -25,6 +25,8 @@ class OpenedLedger(ABC):
     """
 
     engine_name: ClassVar[str]
+    #: Whether `truncate_log` may run while another thread commits.
+    truncates_beside_commits: ClassVar[bool] = False
     beyond_reach: ClassVar[tuple[str, ...]] = ()
     """What `truncate_log` cannot reach, as plain sentences for receipts of erasures."""
 

@@ -89,6 +89,7 @@ class PostgresLedger(OpenedLedger):
     """An open ledger schema. `where` is what maintenance connects to beside the one connection for commits."""
 
     engine_name = "postgresql"
+    truncates_beside_commits = True
     beyond_reach = (
         (
             "PostgreSQL's write-ahead log, replicas, archives and backups, which hold sealed facts and wrapped keys "

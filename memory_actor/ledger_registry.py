@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from memory_actor.ledger_audit import AuditChain
 from memory_actor.ledger_erasures import ErasureRow, pack_checkpoint, pack_erasure, unpack_checkpoint, unpack_erasure
 from memory_actor.ledger_rows import RowDamaged, TenantDamaged
-from memory_actor.ledger_schema import checkpoint, erase_task
+from memory_actor.ledger_schema import audit, checkpoint, erase_task
 from memory_actor.ledger_session import LedgerSession
-from memory_actor.ledger_writer import EffectRefused, append_audit
+from memory_actor.ledger_writer import EffectRefused, insert_rows
 from memory_actor.types import CheckpointInfo
 
 _Row = TypeVar("_Row")
@@ -60,7 +61,9 @@ class LedgerRegistry(LedgerSession):
             done = pack_erasure(replace(row, fact_ids=(), key_ids=(), done_at=float(now), receipt=receipt))
             values = {"at": row.position, "new_ended": done[5], "new_done_at": done[11], "new_receipt": done[12]}
             self._connection.execute(_COMPLETE, values | {"new_checksum": done[13]})
-            append_audit(self._connection, self.epoch, now, name=row.tenant, kind="erased", ended=row.facts)
+            chain = AuditChain(self._connection, self.epoch, now)
+            chain.append(row.tenant, "erased", ended=row.facts)
+            insert_rows(self._connection, audit, chain.rows)
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 

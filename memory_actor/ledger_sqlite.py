@@ -70,9 +70,9 @@ class SqliteLedger(OpenedLedger):
             raise LedgerFailed(self.location, "its write-ahead log could not be emptied")
 
     def free_bytes(self) -> int | None:
-        """Free space of the file system, for this user."""
-        space = os.statvfs(self.path.parent)
-        return space.f_bavail * space.f_frsize
+        """Free space for this user where ledger and vault are, the smaller of the two."""
+        spaces = [os.statvfs(folder) for folder in {self.path.parent, Path(self.vault.location).parent}]
+        return min(space.f_bavail * space.f_frsize for space in spaces)
 
     def is_damage(self, error: BaseException | None) -> bool:
         """See `OpenedLedger`."""

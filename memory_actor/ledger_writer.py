@@ -24,9 +24,10 @@ from memory_actor.effects import (
     TenantDeleted,
     TenantRestored,
 )
+from memory_actor.ledger_audit import AuditChain
 from memory_actor.ledger_erasures import ErasureKind, ErasureRow, pack_erasure
 from memory_actor.ledger_facts import pack_fact, tag_digest
-from memory_actor.ledger_rows import GENESIS, TenantDamaged, TenantRow, chain, pack_reply, pack_tenant, unpack_tenant
+from memory_actor.ledger_rows import TenantDamaged, TenantRow, pack_reply, pack_tenant, unpack_tenant
 from memory_actor.ledger_schema import audit, erase_task, fact, fact_tag, idempotency, tenant
 from memory_actor.types import Idempotency, MemoryConfig, Retention
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 _IDS_PER_STATEMENT = 500
 _UNKNOWN_UID = "0" * 32  # of a tenant whose row is damaged; its keys cannot be named any more
 
-_AUDIT_HEAD = sa.select(audit.c.position, audit.c.hash).order_by(audit.c.position.desc()).limit(1)
 _ERASURE_HEAD = sa.select(sa.func.max(erase_task.c.position))
 _TENANT = sa.select(tenant).where(tenant.c.name == sa.bindparam("of"))
 _RAW_TENANT = sa.select(tenant.c.uid, tenant.c.version).where(tenant.c.name == sa.bindparam("of"))
@@ -117,14 +117,12 @@ class GroupWriter:
         self._connection = connection
         self._config = config
         self._salt = salt
-        self._epoch = epoch
         self._now = now
-        self._position, self._head = _audit_head(connection)
+        self._audit = AuditChain(connection, epoch, now)
         self._changed: set[str] = set()
         self._facts: list[tuple[Any, ...]] = []
         self._tags: list[tuple[Any, ...]] = []
         self._replies: list[tuple[Any, ...]] = []
-        self._audit: list[tuple[Any, ...]] = []
 
     def add(self, entry: LedgerEntry) -> None:
         """Apply the entry's effect and remember its reply.
@@ -134,7 +132,7 @@ class GroupWriter:
         scope = entry.idempotency_scope
         match entry.effect:
             case None:
-                self._append_audit(scope, "unchanged")
+                self._audit.append(scope, "unchanged")
             case TenantCreated() as effect:
                 self._create_tenant(effect)
             case TenantDeleted() as effect:
@@ -158,7 +156,7 @@ class GroupWriter:
             names = ("of", "new_version", "new_next_seq", "new_facts", "new_checksum")
             values = [dict(zip(names, (row[0], row[4], row[5], row[7], row[8]), strict=True)) for row in rows]
             self._connection.execute(_UPDATE_TENANT, values)
-        self._insert(audit, self._audit)
+        self._insert(audit, self._audit.rows)
 
     # -- effects ------------------------------------------------------------------------------------------------
 
@@ -175,7 +173,7 @@ class GroupWriter:
         )
         self._insert(tenant, [pack_tenant(row)])
         self.tenants[effect.tenant] = row
-        self._append_audit(effect.tenant, _KINDS[TenantCreated])
+        self._audit.append(effect.tenant, _KINDS[TenantCreated])
 
     def _delete_tenant(self, effect: TenantDeleted) -> None:
         self._flush()
@@ -187,7 +185,7 @@ class GroupWriter:
         self.tenants[name] = None
         self._changed.discard(name)
         self._note_erasure(effect.erasure, row, "tenant", [one[0] for one in ended], [one[1] for one in ended])
-        self._append_audit(name, _KINDS[TenantDeleted], ended=len(ended), version=row.version)
+        self._audit.append(name, _KINDS[TenantDeleted], ended=len(ended), version=row.version)
 
     def _restore_tenant(self, effect: TenantRestored) -> None:
         if effect.created is not None:
@@ -202,7 +200,7 @@ class GroupWriter:
         ended = [fact_id for fact_id, _ in before if fact_id not in staying]
         # All the old keys go: the facts that stay are sealed with new ones.
         self._note_erasure(effect.erasure, row, "restore", ended, [key_id for _, key_id in before])
-        self._append_audit(
+        self._audit.append(
             row.name, _KINDS[TenantRestored], begun=len(effect.facts), ended=len(before), version=effect.version
         )
 
@@ -213,7 +211,7 @@ class GroupWriter:
         next_seq = self._collect_facts(row, effect.facts, effect.version)
         self._change(replace(row, version=effect.version, next_seq=next_seq, facts=row.facts + begun - ended))
         self._note_erasure(effect.erasure, row, "supersede", effect.forgotten, key_ids)
-        self._append_audit(row.name, _KINDS[FactsWritten], begun=begun, ended=ended, version=effect.version)
+        self._audit.append(row.name, _KINDS[FactsWritten], begun=begun, ended=ended, version=effect.version)
 
     def _forget_facts(self, effect: FactsForgotten) -> None:
         row = self._tenant(effect.tenant)
@@ -221,7 +219,7 @@ class GroupWriter:
         key_ids = self._delete_facts(row, effect.fact_ids)
         self._change(replace(row, version=effect.version, facts=row.facts - ended))
         self._note_erasure(effect.erasure, row, "forget", effect.fact_ids, key_ids)
-        self._append_audit(row.name, _KINDS[FactsForgotten], ended=ended, version=effect.version)
+        self._audit.append(row.name, _KINDS[FactsForgotten], ended=ended, version=effect.version)
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
@@ -317,12 +315,6 @@ class GroupWriter:
         )
         self._insert(erase_task, [pack_erasure(task)])
 
-    def _append_audit(self, name: str, kind: str, begun: int = 0, ended: int = 0, version: int = 0) -> None:
-        self._position += 1
-        row = (self._position, float(self._now), self._epoch, name, kind, begun, ended, version)
-        self._head = chain(self._head, row)
-        self._audit.append((*row, self._head))
-
     def _flush(self) -> None:
         for table, rows in ((fact, self._facts), (fact_tag, self._tags), (idempotency, self._replies)):
             self._insert(table, rows)
@@ -330,13 +322,6 @@ class GroupWriter:
 
     def _insert(self, table: sa.Table, rows: list[tuple[Any, ...]]) -> None:
         insert_rows(self._connection, table, rows)
-
-
-def append_audit(connection: sa.Connection, epoch: int, now: float, *, name: str, kind: str, ended: int) -> None:
-    """Add one entry to the audit chain, for changes that are no effects."""
-    position, head = _audit_head(connection)
-    row = (position + 1, float(now), epoch, name, kind, 0, ended, 0)
-    insert_rows(connection, audit, [(*row, chain(head, row))])
 
 
 def insert_rows(connection: sa.Connection, table: sa.Table, rows: list[tuple[Any, ...]]) -> None:
@@ -349,8 +334,3 @@ def insert_rows(connection: sa.Connection, table: sa.Table, rows: list[tuple[Any
 def _insert_sql(dialect: sa.Dialect, table: sa.Table) -> str:
     """INSERT with one placeholder per column; the engine must have been made with a positional paramstyle."""
     return str(sa.insert(table).compile(dialect=dialect))
-
-
-def _audit_head(connection: sa.Connection) -> tuple[int, bytes]:
-    head = connection.execute(_AUDIT_HEAD).one_or_none()
-    return (0, GENESIS) if head is None else (head[0], head[1])

@@ -98,7 +98,7 @@ def _state_hash(options: Options, advance: Advance) -> Outcome:
 CAMPAIGNS = {
     "kills": Entry("engine killed -9 at random times under write load", 300, 10_000, _kills),
     "crash_points": Entry(
-        "every named crash point, met by {kill, EIO, ENOSPC, duplicate call}", 1, 20, _crash_points, 100
+        "every named crash point, met by kill, EIO, ENOSPC, duplicate call", 1, 20, _crash_points, 100
     ),
     "actor_kills": Entry("Ray memory actor killed -9 under HTTP load", 20, 500, _actor_kills),
     "stale_incarnation": Entry("SIGSTOP of the actor's raylet, second incarnation, SIGCONT", 1, 20, _stale_incarnation),

@@ -73,11 +73,13 @@ def _judge(outcome: Outcome, label: str, truth: Pieces, state_dir: Path, kind: s
         outcome.counts["silently_wrong"] += 1
         outcome.violate(f"{label}: {traceback.format_exc(limit=-2)}")
         return
-    wrong = [name for name, value in found.items() if not isinstance(value, Detected) and value != truth[name]]
+    wrong = {n: v for n, v in found.items() if not isinstance(v, Detected) and v != truth[n]}
     detected = [value for value in found.values() if isinstance(value, Detected)]
     if wrong:
         outcome.counts["silently_wrong"] += 1
-        outcome.violate(f"{label}: {wrong} differ, and nothing was reported ({len(detected)} refusals elsewhere)")
+        outcome.violate(
+            f"{label}: nothing was reported of {_difference(wrong, truth)} ({len(detected)} refusals elsewhere)"
+        )
     elif detected:
         outcome.counts["detected"] += 1
         outcome.counts[f"detected_in_{kind}"] += 1
@@ -85,16 +87,25 @@ def _judge(outcome: Outcome, label: str, truth: Pieces, state_dir: Path, kind: s
         outcome.counts["same_content"] += 1
 
 
+def _difference(wrong: Pieces, truth: Pieces) -> str:
+    """The pieces that differ, and the first of them from where they part."""
+    name = next(iter(wrong))
+    got, expected = repr(wrong[name]), repr(truth[name])
+    at = next((i for i, pair in enumerate(zip(got, expected, strict=False)) if pair[0] != pair[1]), 0)
+    return f"{sorted(wrong)}: {name} is {got[at : at + 60]!r}, was {expected[at : at + 60]!r}"
+
+
 # -- the store --------------------------------------------------------------------------------------------------
 
 
 def _write_store(state_dir: Path) -> None:
-    """Two tenants with facts superseded, forgotten and erased, one checkpoint each and facts after it."""
+    """Two tenants with facts superseded, erased, and forgotten but not yet erased; a checkpoint and facts after it."""
     store = open_store(state_dir, erase_window_s=3600.0)
     create_tenants(store, _TENANTS)
     number = 0
+    written: dict[str, list[str]] = {}
     for tenant in _TENANTS:
-        ids: list[str] = []
+        ids = written[tenant] = []
         for prompt in (*range(_FACTS), 0, 1):
             request = Request(number, tenant, (PlannedFact(prompt, 1000 + number, rows=1 + prompt % 2),))
             ids += Answer.of(number, request.submit(store).result(TIMEOUT_S)).fact_ids
@@ -103,6 +114,9 @@ def _write_store(state_dir: Path) -> None:
                 store.engine.checkpoint(tenant, LOCAL)
         Request(900 + number, tenant, fact_ids=(ids[2],)).submit(store).result(TIMEOUT_S)
     store.engine.erase_now()
+    for tenant, ids in written.items():  # forgotten, and still in the tenant's checkpoint
+        Request(800 + number, tenant, fact_ids=(ids[4],)).submit(store).result(TIMEOUT_S)
+        number += 1
     store.engine.close()
 
 
@@ -129,7 +143,8 @@ def read_everything(state_dir: Path) -> Pieces:
     except LarimarError as refusal:
         return {"open": Detected(refusal.code)}
     try:
-        return {name: _piece(read) for name, read in _reads(store).items()} | {"open": "open"}
+        erased = {"erased": _piece(lambda: store.engine.erase_now() and None)}  # so that nothing changes meanwhile
+        return {name: _piece(read) for name, read in _reads(store).items()} | erased | {"open": "open"}
     finally:
         store.engine.close()
 
@@ -146,7 +161,11 @@ def _reads(store: Store) -> dict[str, Callable[[], Any]]:
     reads: dict[str, Callable[[], Any]] = {
         "audit": lambda: ledger.audit_chain_ok() or Detected("audit"),
         "tenants": lambda: [summary.name for summary in engine.summaries()],
-        "erasures": lambda: sorted((row.receipt_id, row.receipt) for row in ledger.erasures(pending_only=False)),
+        "erasures": lambda: (
+            Detected("registrations")  # what `larimar doctor` reports
+            if ledger.damaged_registrations()
+            else sorted((row.receipt_id, row.state_hash_after) for row in ledger.erasures(pending_only=False))
+        ),
     }
     for index, tenant in enumerate(_TENANTS):
         reads |= _tenant_reads(store, tenant)
@@ -154,6 +173,11 @@ def _reads(store: Store) -> dict[str, Callable[[], Any]]:
             given = once(f"k{number}", "write")
             reads[f"reply {number}"] = lambda tenant=tenant, given=given: ledger.idempotent_reply(tenant, given)  # type: ignore[misc]
     return reads
+
+
+def _checkpoints(store: Store, tenant: str) -> list[tuple[object, ...]]:
+    """What stays the same when an erasure rewrites a checkpoint."""
+    return [(one.location, one.version, one.facts, one.state_hash) for one in store.engine.checkpoints(tenant)]
 
 
 def _tenant_reads(store: Store, tenant: str) -> dict[str, Callable[[], Any]]:
@@ -168,9 +192,12 @@ def _tenant_reads(store: Store, tenant: str) -> dict[str, Callable[[], Any]]:
         return recall.fact_id, None if recall.readout is None else recall.readout.round(3).tolist()
 
     def restored() -> Any:
-        info = engine.checkpoints(tenant)[-1]
+        newest = engine.checkpoints(tenant)[-1:]
+        if not newest:
+            return Detected("no checkpoint")  # its registration is damaged
+        (info,) = newest
         grant = engine.grant(tenant, info.checkpoint_id)
-        reply = engine.restore(f"{tenant}-again", grant, None, False, once("again")).result(TIMEOUT_S)
+        reply = engine.restore(f"{tenant}-again", grant, None, False, once(f"again-{tenant}")).result(TIMEOUT_S)
         return reply.facts, reply.state_hash
 
     return {
@@ -179,6 +206,8 @@ def _tenant_reads(store: Store, tenant: str) -> dict[str, Callable[[], Any]]:
         f"{tenant} tagged": lambda: as_plain(engine.select(tenant, Selector(tags=("tag1",)), _LIMIT)),
         f"{tenant} recalls": lambda: [recalled(prompt) for prompt in range(_FACTS)],
         f"{tenant} verified": verified,
-        f"{tenant} checkpoints": lambda: as_plain(engine.checkpoints(tenant)),
+        f"{tenant} checkpoints": lambda: (
+            Detected("registrations") if store.ledger.damaged_registrations() else _checkpoints(store, tenant)
+        ),
         f"{tenant} restored": restored,
     }

@@ -15,6 +15,7 @@ from typing import Any
 from jobs.campaign_load import TIMEOUT_S, Answer, Request
 from jobs.campaign_model import TenantModel
 from jobs.campaign_store import LOCAL, PlannedFact, Store, key_of, once
+from memory_actor.errors import NotFound
 from memory_actor.types import ReadMode, Retention, as_plain
 
 WRITES: tuple[tuple[str, tuple[PlannedFact, ...]], ...] = (
@@ -32,9 +33,11 @@ class Scenario:
     """Plays the steps on `store`. `models` is what the answers amount to; `answers` what each step was answered."""
 
     store: Store
+    reopen: Callable[[], Store]  # once the store is closed
     models: dict[str, TenantModel] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
     receipts: set[str] = field(default_factory=set)
+    ended: bool = False  # "bee" was deleted when this scenario was played before
     _lock: threading.Lock = field(default_factory=threading.Lock)  # a step may be played twice at the same time
 
     def steps(self) -> list[tuple[str, Callable[[], Any]]]:
@@ -47,6 +50,7 @@ class Scenario:
             ("checkpoint", lambda: self._checkpoint("ant")),
             ("sleep", lambda: self._sleep_and_recall("ant")),
             ("late write", self._writes(90, *LATE_WRITE)),
+            ("restart", self._restart),
             ("sleep again", lambda: self._sleep_and_recall("ant")),
             ("forget", self._forget),
             ("erase", self._erase),
@@ -76,7 +80,13 @@ class Scenario:
         return self._change(Request(91, "ant", fact_ids=(first[0], *fourth[:2], "f_unknown")))
 
     def _change(self, request: Request) -> Any:
-        answer = Answer.of(request.number, request.submit(self.store).result(TIMEOUT_S))
+        try:
+            answer = Answer.of(request.number, request.submit(self.store).result(TIMEOUT_S))
+        except NotFound:
+            if request.tenant != "bee":
+                raise
+            self.ended = True  # then its deletion has to be known too: see `_delete`
+            return None
         with self._lock:
             first = self.answers.setdefault(f"k{request.number}", answer)
             if first is answer:
@@ -99,8 +109,17 @@ class Scenario:
     def _checkpoint(self, tenant: str) -> None:
         self.store.engine.checkpoint(tenant, LOCAL)
 
+    def _restart(self) -> None:
+        """The next incarnation finds a checkpoint and writes after it."""
+        self.store.engine.close()
+        self.store = self.reopen()
+        self._recall("ant")
+
     def _sleep_and_recall(self, tenant: str) -> None:
         self.store.engine.sleep(tenant)
+        self._recall(tenant)
+
+    def _recall(self, tenant: str) -> None:
         recall = self.store.engine.recall(tenant, key_of(7), ReadMode.SNAP, 0)
         if recall.fact_id not in self.models[tenant].live:
             raise AssertionError(f"{tenant} woke up and recalls {recall.fact_id}")
@@ -130,6 +149,8 @@ class Scenario:
 
     def _delete(self) -> Any:
         reply = self.store.engine.delete_tenant("bee", once("delete-bee")).result(TIMEOUT_S)
+        if self.ended and not reply.replayed:
+            raise AssertionError("bee was gone before it was deleted")
         self.models.pop("bee", None)
         return _said(reply)
 

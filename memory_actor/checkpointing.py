@@ -20,7 +20,6 @@ from memory_actor.checkpoints import (
     rewrite_without,
     write_checkpoint,
 )
-from memory_actor.crash_points import reached
 from memory_actor.effects import StoredFact
 from memory_actor.episodic_memory import SufficientStatistics
 from memory_actor.eraser import Purged
@@ -107,7 +106,6 @@ class Checkpointing:
                 raise NotFound("tenant", name)
             key = self._vault.issue([(row.uid, 1)])[0][0]
             info = write_checkpoint(store, snapshot, key, self._config, self._clock())
-            reached("mark.before")
             self._ledger.add_checkpoint(info)
             self._retain(row.uid, location)
         return info

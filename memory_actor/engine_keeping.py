@@ -15,7 +15,7 @@ from memory_actor.draft import Draft
 from memory_actor.effects import Erasure, TenantCreated, TenantRestored
 from memory_actor.engine_reads import EngineReads
 from memory_actor.engine_settings import random_uid
-from memory_actor.errors import CheckpointMismatch, LarimarError, NotFound, TenantExists
+from memory_actor.errors import CheckpointMismatch, Fenced, LarimarError, LedgerFailed, NotFound, TenantExists
 from memory_actor.ledger_rows import TenantRow
 from memory_actor.replies import pack_restored, unpack_restored
 from memory_actor.restoring import Contents
@@ -48,7 +48,7 @@ class EngineKeeping(EngineReads):
             resident.require_sound()
             if resident.residency is not Residency.HOT:
                 break
-            self._listing(name, lambda: self._checkpointing.keep_cold(name))
+            self._saving(name, lambda: self._checkpointing.keep_cold(name))
             self._let_go(name)
         return self._catalog.resident(name).summary()
 
@@ -59,7 +59,15 @@ class EngineKeeping(EngineReads):
 
         Raises: NotFound, TenantQuarantined, InvalidLocation, LocationUnavailable.
         """
-        return self._listing(name, lambda: self._checkpointing.take(name, location))
+        return self._saving(name, lambda: self._checkpointing.take(name, location))
+
+    def _saving(self, name: str, save: Callable[[], CheckpointInfo]) -> CheckpointInfo:
+        """Ledger and vault take nothing more after a failed change, so the process ends, as after a failed commit."""
+        try:
+            return self._listing(name, save)
+        except (LedgerFailed, Fenced) as error:
+            self._poison(error)
+            raise
 
     def grant(self, name: str, checkpoint_id: str | None) -> CheckpointGrant:
         """What it takes to read one of the tenant's checkpoints, the newest for None; of a quarantined tenant too.

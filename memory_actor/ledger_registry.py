@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from memory_actor.crash_points import reached
 from memory_actor.ledger_audit import AuditChain
 from memory_actor.ledger_erasures import ErasureRow, pack_checkpoint, pack_erasure, unpack_checkpoint, unpack_erasure
 from memory_actor.ledger_rows import RowDamaged, TenantDamaged
@@ -78,6 +79,7 @@ class LedgerRegistry(LedgerSession):
         Raises Fenced, LedgerFailed.
         """
         with self._lock, self._writing():
+            reached("mark.before")
             if replaces is not None:
                 self._connection.execute(_REMOVE, {"ids": [replaces]})
             self._connection.execute(sa.insert(checkpoint).values(pack_checkpoint(info)))

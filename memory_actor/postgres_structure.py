@@ -18,7 +18,8 @@ SELECT 'column', t.relname, a.attname, pg_catalog.format_type(a.atttypid, a.attt
   FROM ours t JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid WHERE a.attnum > 0 AND NOT a.attisdropped
 UNION ALL
 SELECT 'index', t.relname, i.relname, x.indisunique::text || x.indisprimary::text || x.indisvalid::text,
-       (SELECT coalesce(string_agg(a.attname, ',' ORDER BY k.place), '') FROM unnest(x.indkey) WITH ORDINALITY k (number, place)
+       (SELECT coalesce(string_agg(a.attname, ',' ORDER BY k.place), '')
+          FROM unnest(x.indkey) WITH ORDINALITY k (number, place)
           JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.number)
   FROM ours t JOIN pg_catalog.pg_index x ON x.indrelid = t.oid JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
 UNION ALL

@@ -125,7 +125,10 @@ def _require_ours(driver: sqlite3.Connection, path: Path) -> bool:
     """Whether the file holds a vault (True) or nothing yet (False); raises LedgerCorrupt for anything else."""
     application_id = driver.execute("PRAGMA application_id").fetchone()[0]
     schema = driver.execute(_SCHEMA).fetchall()
-    if not schema and (application_id == APPLICATION_ID or driver.execute("PRAGMA page_count").fetchone()[0] == 0):
+    pages = driver.execute("PRAGMA page_count").fetchone()[0]
+    if pages == 0 and path.stat().st_size > 0:  # SQLite takes what is shorter than a page for an empty database
+        raise LedgerCorrupt(str(path), "it was cut short")
+    if not schema and (application_id == APPLICATION_ID or pages == 0):
         return False
     if application_id != APPLICATION_ID:
         raise LedgerCorrupt(str(path), f"it is a SQLite database, but not a larimar vault (id {application_id:#x})")

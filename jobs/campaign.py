@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     entry = CAMPAIGNS[arguments.name]
     count = entry.ci if arguments.count is None else arguments.count
+    # What the campaigns provoke is warned of thousands of times.
+    logging.basicConfig(level=logging.CRITICAL)
     console = Console()
     options = Options(count, arguments.seed, arguments.ledger_url, arguments.state_dir)
     outcome = _run(entry, options, console)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from jobs.campaign_examiner import Examiner
 from jobs.campaign_load import TENANTS, Journal, create_tenants, drive, read_journal
 from jobs.campaign_model import TenantModel
 from jobs.campaign_outcome import Advance, Outcome
-from jobs.campaign_store import open_store, opened, torch_threads
+from jobs.campaign_store import open_store, opened, scratch, torch_threads
 from jobs.campaign_zygote import Zygote, ready
 
 # Half of the victims are killed this long after their fork, so mostly while they open and recover; the others this
@@ -25,16 +24,16 @@ def kills(count: int, seed: int, advance: Advance) -> Outcome:
     """`count` victims write, forget, checkpoint and sleep; each is killed, and what it left is examined."""
     outcome = Outcome("kills", seed, count)
     draw = random.Random(seed)  # noqa: S311 - a seeded campaign
-    with tempfile.TemporaryDirectory(prefix="larimar-kills-") as folder:
-        state_dir = Path(folder) / "state"
+    with scratch(durable=True) as folder:
+        state_dir = folder / "state"
         examiner = Examiner(outcome, draw, {tenant: TenantModel() for tenant in TENANTS})
         with opened(state_dir) as store:
             create_tenants(store)
         first = 0
-        with Zygote(Path(folder) / "victims.log") as zygote:
+        with Zygote(folder / "victims.log") as zygote:
             for number in range(count):
                 label = f"kill {number}"
-                journal = Path(folder) / f"{number}.journal"
+                journal = folder / f"{number}.journal"
                 arguments = {
                     "state_dir": str(state_dir),
                     "journal": str(journal),

@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from jobs.campaign_load import Journal, read_journal
 from jobs.campaign_migration import migrated, migrating, old_state
 from jobs.campaign_outcome import Advance, Outcome
 from jobs.campaign_scenario import Scenario
-from jobs.campaign_store import Store, open_store, opened, torch_threads
+from jobs.campaign_store import Store, open_store, opened, scratch, torch_threads
 from jobs.campaign_zygote import Zygote
 from memory_actor import crash_points as points
 from memory_actor.errors import LarimarError
@@ -43,8 +42,8 @@ def crash_points(count: int, seed: int, advance: Advance) -> Outcome:
     """The whole matrix `count` times, each cell at another passage of its point."""
     outcome = Outcome("crash_points", seed, count)
     draw = random.Random(seed)  # noqa: S311 - a seeded campaign
-    with tempfile.TemporaryDirectory(prefix="larimar-points-") as folder, Zygote(Path(folder) / "log") as zygote:
-        matrix = _Matrix(outcome, draw, Path(folder), zygote)
+    with scratch(durable=True) as folder, Zygote(folder / "log") as zygote:
+        matrix = _Matrix(outcome, draw, folder, zygote)
         for _ in range(count):
             for point in points.CRASH_POINTS:
                 for fault in FAULTS:

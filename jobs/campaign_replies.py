@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from jobs.campaign_examiner import Examiner
 from jobs.campaign_load import TENANTS, TIMEOUT_S, Answer, Request, create_tenants, draw_request
 from jobs.campaign_model import TenantModel
 from jobs.campaign_outcome import Advance, Outcome
-from jobs.campaign_store import Store, open_store, torch_threads
+from jobs.campaign_store import Store, open_store, scratch, torch_threads
 
 SENDS_MAX = 5
 _RESTART_EVERY = 200  # requests, on average; a restart falls between two sends of one request
@@ -25,8 +24,8 @@ def replies_dropped(count: int, seed: int, advance: Advance) -> Outcome:
     outcome = Outcome("replies_dropped", seed, count)
     draw = random.Random(seed)  # noqa: S311 - a seeded campaign
     examiner = Examiner(outcome, draw, {tenant: TenantModel() for tenant in TENANTS})
-    with tempfile.TemporaryDirectory(prefix="larimar-replies-") as folder:
-        sender = _Sender(Path(folder) / "state", draw)
+    with scratch(durable=False) as folder:
+        sender = _Sender(folder / "state", draw)
         try:
             create_tenants(sender.store)
             for number in range(count):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from pathlib import Path
 
 from jobs.campaign_load import TIMEOUT_S, Answer, create_tenants, draw_request
 from jobs.campaign_model import TenantModel
 from jobs.campaign_outcome import Advance, Outcome
-from jobs.campaign_store import CONFIG, LOCAL, Store, fresh_schema, once, opened, torch_threads
+from jobs.campaign_store import CONFIG, LOCAL, Store, fresh_schema, once, opened, scratch, torch_threads
 from memory_actor.effects import StoredFact
 from memory_actor.episodic_memory import SufficientStatistics
 from memory_actor.state_hash import state_hash as hash_of
@@ -27,11 +26,11 @@ def state_hash(count: int, seed: int, advance: Advance, *, ledger_url: str | Non
     outcome = Outcome("state_hash", seed, count)
     for number in range(count):
         label = f"history {number}"
-        with tempfile.TemporaryDirectory(prefix="larimar-states-") as folder:
-            model, hashes = _tell(outcome, label, Path(folder) / "sqlite", seed + number, None)
+        with scratch(durable=False) as folder:
+            model, hashes = _tell(outcome, label, folder / "sqlite", seed + number, None)
             if ledger_url is not None:
                 url = fresh_schema(ledger_url)
-                other, stored = _tell(outcome, label, Path(folder) / "postgres", seed + number, url)
+                other, stored = _tell(outcome, label, folder / "postgres", seed + number, url)
                 outcome.check(other == model, f"{label}: the two engines were told different histories")
                 hashes |= {f"postgres {way}": value for way, value in stored.items()}
         wrong = sorted(way for way, value in hashes.items() if value != model)

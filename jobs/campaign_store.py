@@ -6,6 +6,8 @@ Shards hold 8 rows, so that a few dozen facts fill, freeze and reopen many of th
 from __future__ import annotations
 
 import secrets
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from memory_actor.types import EncodedFacts, FactText, Float16Array, Idempotency
 
 ERASE_WINDOW_S = 0.4
 LOCAL = "local"
+_SCRATCH_BYTES = 1 << 30
 
 
 class SmallShards(MemoryConfig):
@@ -130,6 +133,15 @@ def open_store(
 def fresh_schema(url: str) -> str:
     """A PostgreSQL ledger URL with a schema of its own, which stays in the database afterwards."""
     return f"{url}{'&' if '?' in url else '?'}schema=campaign_{secrets.token_hex(6)}"
+
+
+@contextmanager
+def scratch(*, durable: bool) -> Iterator[Path]:
+    """A folder that is removed at the end; in memory, where flushes cost nothing, unless `durable`."""
+    memory = Path("/dev/shm")  # noqa: S108 - a name of our own in it
+    folder = memory if not durable and memory.is_dir() and shutil.disk_usage(memory).free > _SCRATCH_BYTES else None
+    with tempfile.TemporaryDirectory(prefix="larimar-campaign-", dir=folder) as path:
+        yield Path(path)
 
 
 @contextmanager

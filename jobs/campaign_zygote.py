@@ -24,6 +24,9 @@ from typing import Any, Self
 
 TIMEOUT_S = 60.0
 
+#: Imported before the first fork: what every victim needs, and what the product imports when it is first needed.
+_WARM = ("jobs.campaign_kills", "jobs.campaign_points", "alembic.command", "pyarrow.compute", "pyarrow.ipc")
+
 _ready: int | None = None  # in a victim: where it says that it is ready
 
 
@@ -54,7 +57,7 @@ class Zygote:
                 stderr=stderr,
                 cwd=Path(__file__).resolve().parents[1],
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"},
             )
 
     def __enter__(self) -> Self:
@@ -105,9 +108,12 @@ def serve() -> None:
     """Take orders until stdin ends."""
     import torch  # noqa: PLC0415 - the warm part
 
-    import jobs.campaign_store  # noqa: F401, PLC0415 - the warm part
-
     torch.set_num_threads(1)  # no pool of threads that a fork would lose
+    for module in _WARM:
+        importlib.import_module(module)
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads != 1:
+        raise RuntimeError(f"the zygote has {threads} threads; a fork would lose all but one")
     for line in sys.stdin:
         order = json.loads(line)
         started = time.perf_counter()

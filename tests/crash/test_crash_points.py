@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
-from jobs.campaign import CAMPAIGNS
-from jobs.campaign_points import FAULTS, crash_points
+from jobs.campaign_points import FAULTS
 from memory_actor.crash_points import CRASH_POINTS
 
-COUNT = int(os.environ.get("LARIMAR_TEST_CRASH_POINTS", CAMPAIGNS["crash_points"].ci))
+CAMPAIGN = "crash_points"
 
 
-def test_every_crash_point_recovers_without_a_manual_step():
+def test_every_crash_point_recovers_without_a_manual_step(campaign):
     """Each point is reached; afterwards the store opens, the scenario ends as it must, erasures end in receipts."""
-    outcome = crash_points(COUNT, 1, lambda steps: None)
+    result = campaign()
 
-    assert outcome.passed, outcome.report()
-    assert outcome.counts["cells"] == COUNT * len(CRASH_POINTS) * len(FAULTS)
+    assert result["passed"], result
+    assert result["cells"] == result["count"] * len(CRASH_POINTS) * len(FAULTS)
+    assert result["failed"] == 0
+    assert result["receipts"] > result["cells"]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
-from jobs.campaign import CAMPAIGNS
-from jobs.campaign_replies import replies_dropped
-
-COUNT = int(os.environ.get("LARIMAR_TEST_REPLIES", CAMPAIGNS["replies_dropped"].ci))
+CAMPAIGN = "replies_dropped"
 
 
-def test_a_write_sent_one_to_five_times_has_one_effect():
+def test_a_write_sent_one_to_five_times_has_one_effect(campaign):
     """All answers to one request are the same, and the store holds its effect once, across restarts too."""
-    outcome = replies_dropped(COUNT, 1, lambda steps: None)
+    result = campaign()
 
-    assert outcome.passed, outcome.report()
-    assert outcome.counts["writes"] == COUNT
-    assert outcome.counts["sends"] > 2 * COUNT
-    assert outcome.counts["restarts"] > 0
-    assert outcome.counts["more_or_less_than_one_effect"] == 0
+    assert result["passed"], result
+    assert result["writes"] == result["count"]
+    assert result["sends"] > 2 * result["count"]
+    assert result["restarts"] > 0
+    assert result["more_or_less_than_one_effect"] == 0

@@ -22,6 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.campaign_outcome import VIOLATIONS_SHOWN, Advance, Outcome
 from jobs.campaign_table import update
 
+STATE_DIR = Path.home() / ".larimar" / "campaign"
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -30,7 +32,7 @@ class Options:
     count: int
     seed: int
     ledger_url: str | None = None
-    state_dir: Path = Path.home() / ".larimar" / "campaign"
+    state_dir: Path = STATE_DIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--ledger-url",
         help="a PostgreSQL database for tests (schemas stay in it), for state_hash and stale_incarnation",
     )
-    parser.add_argument("--state-dir", type=Path, default=Options.state_dir, help="of the system that is started")
+    parser.add_argument("--state-dir", type=Path, default=STATE_DIR, help="of the system that is started")
     arguments = parser.parse_args(argv)
     entry = CAMPAIGNS[arguments.name]
     count = entry.ci if arguments.count is None else arguments.count

@@ -6,6 +6,7 @@ import random
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ WAIT_S = 180.0  # the erase window and what a busy machine adds
 _KEPT = 4  # facts that stay, for the controls
 _SLICE = 48  # bytes of a vector that are searched for
 _HITS_SHOWN = 8
+_SUPERSEDED_EVERY = 8
+_POLL_S = 0.5
 
 
 @dataclass
@@ -68,6 +71,7 @@ def erase_scan(count: int, seed: int, advance: Advance, *, system: SystemHandle)
         receipts = _forget(client, doomed, ended)
         for receipt_id in receipts:
             _check_receipt(outcome, client, receipt_id)
+        _await_erasures(client)
         search = ByteSearch(_needles(doomed, sealed=True) | _needles(kept, sealed=False))
         hits = list(_everywhere(search, system))
         outcome.counts["hits"] = len(hits)
@@ -123,16 +127,18 @@ def _tensor(key: np.ndarray[tuple[int, ...], np.dtype[np.float16]]):  # type: ig
 
 
 def _forget(client: Client, doomed: Sequence[Trace], ended: str) -> list[str]:
-    """Forget them tenant by tenant and end the last tenant whole; returns the receipts to wait for."""
+    """Supersede some, forget the others, end the last tenant whole; returns the receipts to wait for."""
     receipts = []
+    for trace in [trace for trace in doomed if trace.tenant != ended][::_SUPERSEDED_EVERY]:
+        prompt = trace.readable["prompt"].decode()
+        client.write(trace.tenant, {"prompt": prompt, "target": "another phrase"})
     for tenant in dict.fromkeys(trace.tenant for trace in doomed):
         if tenant == ended:
-            client.delete_tenant(tenant)
-            continue
-        reply = client.forget(tenant, [trace.fact_id for trace in doomed if trace.tenant == tenant])
-        if reply.receipt_id is not None:
-            receipts.append(reply.receipt_id)
-    return receipts
+            receipts.append(client.delete_tenant(tenant).receipt_id)
+        else:
+            ids = [trace.fact_id for trace in doomed if trace.tenant == tenant]  # superseded ones are gone already
+            receipts.append(client.forget(tenant, ids).receipt_id)
+    return [receipt_id for receipt_id in receipts if receipt_id is not None]
 
 
 def _check_receipt(outcome: Outcome, client: Client, receipt_id: str) -> None:
@@ -146,6 +152,15 @@ def _check_receipt(outcome: Outcome, client: Client, receipt_id: str) -> None:
         return
     outcome.counts["receipts"] += 1
     outcome.counts["keys_destroyed"] += receipt.keys_destroyed
+
+
+def _await_erasures(client: Client) -> None:
+    """Those of superseded facts have no receipt that anybody was told of."""
+    deadline = time.monotonic() + WAIT_S
+    while client.status()["memory"][0]["pending_erasures"]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"erasures stay pending for {WAIT_S:.0f} s")
+        time.sleep(_POLL_S)
 
 
 # -- what lies on the disk --------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def wrap_fresh(
     """Fresh keys for each (uid, count, number, cipher), and their rows of `data_key`."""
     drawn = os.urandom(len(ids) * _DRAWN)  # one call: each costs a microsecond
     issued: list[list[DataKey]] = []
-    rows = []
+    rows: list[tuple[int, int, bytes]] = []
     at = 0
     for uid, count, number, cipher in owners:
         prefix = data_prefix(uid)

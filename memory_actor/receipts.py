@@ -184,8 +184,9 @@ def _problems(receipt: EraseReceipt) -> Iterator[str]:
             yield f"{name} is not a count"
     if receipt.kind not in KINDS:
         yield f"kind is none of {', '.join(KINDS)}"
-    if not isinstance(receipt.ledger_truncated, bool):
-        yield "ledger_truncated is neither true nor false"
+    for name in ("ledger_truncated",):
+        if not isinstance(getattr(receipt, name), bool):
+            yield f"{name} is neither true nor false"
     for name in ("requested_at", "completed_at"):
         if not _RFC3339.match(str(getattr(receipt, name))):
             yield f"{name} is not a time in UTC"

@@ -126,9 +126,14 @@ class RayMemory:
         return cast(WriteReply, await self._call("write", tenant, facts, encoded, idempotency, timeout_s))
 
     async def forget(
-        self, tenant: str, fact_ids: Sequence[str], dry_run: bool, idempotency: Idempotency | None
+        self,
+        tenant: str,
+        fact_ids: Sequence[str],
+        dry_run: bool,
+        idempotency: Idempotency | None,
+        timeout_s: float | None = None,
     ) -> ForgetReceipt:
-        return cast(ForgetReceipt, await self._call("forget", tenant, fact_ids, dry_run, idempotency))
+        return cast(ForgetReceipt, await self._call("forget", tenant, fact_ids, dry_run, idempotency, timeout_s))
 
     async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]:
         return cast(list[FactRecord], await self._call("select", tenant, selector, limit))

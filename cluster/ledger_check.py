@@ -21,12 +21,21 @@ def check_ledgers(settings: Settings, config: MemoryConfig) -> None:
     Raises: BundleMismatch, LedgerCorrupt, StateFolderUnusable, VaultLocked, and for PostgreSQL SettingsInvalid and
     LedgerServerUnusable.
     """
-    check_actor_count(settings.state_dir, settings.memory.actors)
+    check_actor_count(settings.state_dir, settings.memory.actors, _ledgers_on_server(settings))
     for index in range(settings.memory.actors):
         if settings.ledger.url is None:
             _check_sqlite(settings, index, config)
         else:
             _check_postgres(settings, index, config)
+
+
+def _ledgers_on_server(settings: Settings) -> int | None:
+    if settings.ledger.url is None:
+        return None
+    from memory_actor.ledger_postgres import count_ledgers  # noqa: PLC0415 - psycopg
+    from memory_actor.postgres import location_of  # noqa: PLC0415
+
+    return count_ledgers(location_of(str(settings.ledger.url), 0), wait_s=5.0)
 
 
 def _check_sqlite(settings: Settings, index: int, config: MemoryConfig) -> None:

@@ -68,7 +68,12 @@ class MemoryPort(Protocol):
     ) -> WriteReply: ...
 
     async def forget(
-        self, tenant: str, fact_ids: Sequence[str], dry_run: bool, idempotency: Idempotency | None
+        self,
+        tenant: str,
+        fact_ids: Sequence[str],
+        dry_run: bool,
+        idempotency: Idempotency | None,
+        timeout_s: float | None = None,
     ) -> ForgetReceipt: ...
 
     async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]: ...

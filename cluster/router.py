@@ -146,7 +146,7 @@ class Router:
         stages, memory = Stages(), self._memory.owner_of(tenant)
         with stages.timed("memory"):
             receipt = await self._change(
-                lambda _: memory.forget(tenant, fact_ids, False, idempotency), self._deadline()
+                lambda left_s: memory.forget(tenant, fact_ids, False, idempotency, left_s), self._deadline()
             )
         return replace(receipt, ms=receipt.ms | stages.done())
 

@@ -145,9 +145,17 @@ class MemoryActor:
         return await self._change(tenant, lambda: self._engine.write(tenant, facts, encoded, idempotency, timeout_s))
 
     async def forget(
-        self, tenant: str, fact_ids: Sequence[str], dry_run: bool, idempotency: Idempotency | None
+        self,
+        tenant: str,
+        fact_ids: Sequence[str],
+        dry_run: bool,
+        idempotency: Idempotency | None,
+        timeout_s: float | None = None,
     ) -> ForgetReceipt:
-        return await self._change(tenant, lambda: self._engine.forget(tenant, fact_ids, idempotency, dry_run=dry_run))
+        return await self._change(
+            tenant,
+            lambda: self._engine.forget(tenant, fact_ids, idempotency, dry_run=dry_run, timeout_s=timeout_s),
+        )
 
     async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]:
         return await self._read(self._engine.select, tenant, selector, limit)

@@ -229,6 +229,16 @@ def vault_exists(location: str, *, wait_s: float = WAIT_S) -> bool:
         return driver.execute(query, [f"^{prefix or where.schema}(_[0-9]+)?_keys$"]).fetchone() is not None
 
 
+def count_ledgers(location: str, *, wait_s: float = WAIT_S) -> int:
+    """How many ledgers this system has on the server, one per memory actor. Raises SettingsInvalid, LedgerServerUnusable."""
+    where = parse(location)
+    prefix, _, _ = where.schema.rpartition("_")
+    query = "SELECT count(*) FROM pg_catalog.pg_tables WHERE tablename = 'actor_epoch' AND schemaname ~ %s"
+    with closing(connect(where, wait_s)) as driver, _opening(where):
+        found = driver.execute(query, [f"^{prefix}_[0-9]+$"]).fetchone()
+    return 0 if found is None else int(found[0])
+
+
 def _is_sealed(driver: Driver, where: Location) -> bool:
     if not _has_table(driver, where, "meta"):
         return False

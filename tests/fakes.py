@@ -279,7 +279,12 @@ class FakeMemory:
         return await self._once(tenant, idempotency, apply, timeout_s)  # type: ignore[no-any-return]
 
     async def forget(
-        self, tenant: str, fact_ids: Sequence[str], dry_run: bool, idempotency: Idempotency | None
+        self,
+        tenant: str,
+        fact_ids: Sequence[str],
+        dry_run: bool,
+        idempotency: Idempotency | None,
+        timeout_s: float | None = None,
     ) -> ForgetReceipt:
         def apply() -> ForgetReceipt:
             of = self._tenant(tenant)
@@ -299,7 +304,7 @@ class FakeMemory:
             status = self._erasure_begins(tenant)
             return replace(receipt, receipt_id=status.receipt_id, erase_by=status.erase_by)
 
-        return await self._once(tenant, idempotency, apply)  # type: ignore[no-any-return]
+        return await self._once(tenant, idempotency, apply, timeout_s)  # type: ignore[no-any-return]
 
     def _erasure_begins(self, tenant: str) -> ErasureStatus:
         receipt_id = "r_" + hashlib.sha256(f"{tenant} {len(self.erasures)}".encode()).hexdigest()[:26]

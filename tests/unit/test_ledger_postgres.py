@@ -28,13 +28,14 @@ from memory_actor.ledger import Ledger, LedgerEntry
 from memory_actor.ledger_postgres import (
     PostgresLedger,
     check_postgres,
+    count_ledgers,
     needs_vault,
     open_postgres,
     open_vault_postgres,
     vault_exists,
 )
 from memory_actor.ledger_schema import metadata
-from memory_actor.postgres import parse
+from memory_actor.postgres import location_of, parse
 from memory_actor.types import MemoryConfig
 from tests.ledger_samples import CONFIG, ROOT_KEY, created, make_fact, plain, written
 from tests.postgres_ledgers import open_ledger, opened, wait_for
@@ -56,6 +57,16 @@ def url(server: PostgresServer) -> str:
 @pytest.fixture
 def draw() -> np.random.Generator:
     return np.random.default_rng(20260103)
+
+
+def test_ledgers_of_a_system_are_counted(url: str):
+    """Each memory actor's ledger counts once; the schemas of their keys, and other systems' ledgers, do not."""
+    assert count_ledgers(location_of(url, 0)) == 0
+    for index in (0, 1):
+        open_ledger(location_of(url, index)).close()
+    open_ledger(location_of(f"{url}{'&' if '?' in url else '?'}schema=other", 0)).close()
+
+    assert count_ledgers(location_of(url, 1)) == 2
 
 
 # -- schemas and tables -----------------------------------------------------------------------------------------

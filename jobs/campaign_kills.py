@@ -15,7 +15,7 @@ from jobs.campaign_zygote import Zygote, ready
 
 # Half of the victims are killed this long after their fork, so mostly while they open and recover; the others this
 # long after they opened.
-OPENING_S, LOAD_S = 0.12, 0.08
+OPENING_S, LOAD_S = 0.12, 0.16
 _AUDIT_EVERY = 25
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import select
 import socket
 import uuid
 from urllib.parse import urlsplit
@@ -14,9 +15,9 @@ WRITES = 25
 SENDS_MAX = 5
 
 
-def send_and_hang_up(url: str, key: str, tenant: str, fact: dict[str, str], idempotency_key: str) -> None:
-    """A whole request whose sender closes the connection without reading a byte of the answer."""
-    address = urlsplit(url)
+def send_and_hang_up(system, tenant: str, fact: dict[str, str], idempotency_key: str, *, patient: bool) -> None:
+    """A whole request whose sender reads no byte of the answer: gone at once, or (`patient`) when it could be read."""
+    address, key = urlsplit(system.url), system.admin_key
     body = json.dumps({"facts": [fact]}).encode()
     head = (
         f"POST /v1/tenants/{tenant}/facts HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {key}\r\n"
@@ -24,6 +25,8 @@ def send_and_hang_up(url: str, key: str, tenant: str, fact: dict[str, str], idem
     )
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(head.encode() + body)
+        if patient:
+            assert select.select([connection], [], [], 30)[0]
 
 
 def test_a_write_whose_answers_nobody_hears_has_one_effect(system):
@@ -37,7 +40,7 @@ def test_a_write_whose_answers_nobody_hears_has_one_effect(system):
             fact = {"prompt": f"What is in drawer {number}?", "target": f"item {number}"}
             once = uuid.uuid4().hex
             for _ in range(draw.randint(0, SENDS_MAX - 1)):
-                send_and_hang_up(system.url, system.admin_key, name, fact, once)
+                send_and_hang_up(system, name, fact, once, patient=draw.random() < 0.4)
                 sends += 1
             reply = admin.write(name, fact, idempotency_key=once)
             ids += reply.ids

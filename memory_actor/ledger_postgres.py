@@ -230,7 +230,10 @@ def vault_exists(location: str, *, wait_s: float = WAIT_S) -> bool:
 
 
 def count_ledgers(location: str, *, wait_s: float = WAIT_S) -> int:
-    """How many ledgers this system has on the server, one per memory actor. Raises SettingsInvalid, LedgerServerUnusable."""
+    """How many ledgers this system has on the server, one per memory actor.
+
+    Raises SettingsInvalid, LedgerServerUnusable.
+    """
     where = parse(location)
     prefix, _, _ = where.schema.rpartition("_")
     query = "SELECT count(*) FROM pg_catalog.pg_tables WHERE tablename = 'actor_epoch' AND schemaname ~ %s"

@@ -75,7 +75,10 @@ class Examiner:
     def examine(self, store: Store, label: str, *, audit: bool = True) -> None:
         """Every tenant against its model, some answers against their repetition, the audit chain against itself."""
         for tenant, model in self.models.items():
-            self._examine_tenant(store, tenant, model, label)
+            try:
+                self._examine_tenant(store, tenant, model, label)
+            except LarimarError as refusal:
+                self.outcome.violate(f"{label}: {tenant} cannot be examined: {refusal}")
         for number in self.draw.sample(sorted(self.answered), min(len(self.answered), _REPLIES_CHECKED)):
             self._repeat(store, *self.answered[number], label)
         if audit:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.campaign_examiner import Examiner
-from jobs.campaign_load import TENANTS, Journal, create_tenants, drive, read_journal
+from jobs.campaign_load import TENANTS, Heard, Journal, create_tenants, drive, read_journal
 from jobs.campaign_model import TenantModel
 from jobs.campaign_outcome import Advance, Outcome
 from jobs.campaign_store import open_store, opened, scratch, torch_threads
 from jobs.campaign_zygote import Zygote, ready
+from memory_actor.errors import LarimarError
 
 # Half of the victims are killed this long after their fork, so mostly while they open and recover; the others this
 # long after they opened.
@@ -48,19 +49,33 @@ def kills(count: int, seed: int, advance: Advance) -> Outcome:
                 outcome.check(ended.killed, f"{label}: the victim ended by itself: {zygote.last_words()}")
                 outcome.counts["kills"] += ended.killed
                 outcome.counts["killed_opening"] += "open" not in heard.said
-                with opened(state_dir) as store:
-                    examiner.take(heard, store, label)
-                    examiner.examine(store, label, audit=number % _AUDIT_EVERY == 0)
+                try:
+                    _examine(examiner, heard, state_dir, label, audit=number % _AUDIT_EVERY == 0)
                     if number == count - 1:
-                        examiner.finish_erasures(store, label)
-                        examiner.examine(store, label)
-                        examiner.nothing_left(store, state_dir, label)
+                        _conclude(examiner, state_dir, label)
+                except LarimarError as refusal:
+                    outcome.violate(f"{label}: what it left is refused: {refusal}")
+                    break
                 first += len(heard.begun)
                 journal.unlink(missing_ok=True)
                 advance(1)
     outcome.counts["lost"] += 0
     outcome.counts["duplicates"] += 0
     return outcome
+
+
+def _examine(examiner: Examiner, heard: Heard, state_dir: Path, label: str, *, audit: bool) -> None:
+    with opened(state_dir) as store:
+        examiner.take(heard, store, label)
+        examiner.examine(store, label, audit=audit)
+
+
+def _conclude(examiner: Examiner, state_dir: Path, label: str) -> None:
+    """After the last kill: all erasures are done and signed, and nothing is left over."""
+    with opened(state_dir) as store:
+        examiner.finish_erasures(store, label)
+        examiner.examine(store, label)
+        examiner.nothing_left(store, state_dir, label)
 
 
 def victim(state_dir: str, journal: str, seed: int, first: int, live: Mapping[str, Sequence[str]]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from memory_actor.directory import check_actor_count, ledger_path
-from memory_actor.errors import NotFound, TenantQuarantined, VaultLocked
+from memory_actor.errors import NotFound, StateFolderUnusable, TenantQuarantined, VaultLocked
 from memory_actor.key_folder import KeyFolder
 from memory_actor.vault import KeyDamaged, Vault
 from memory_actor.vault_lock import fingerprint
@@ -35,7 +35,6 @@ class VaultPlace:
 
 def find_vaults(settings: Settings) -> list[VaultPlace]:
     """All vaults of a state folder. Raises VaultLocked when a ledger's vault is missing; the server's refusals."""
-    check_actor_count(settings.state_dir, settings.memory.actors)
     folder = settings.keys_folder
     files = sorted(folder.glob("vault-*.sqlite"))
     places = [VaultPlace(path.name, _opener(path), path) for path in files]
@@ -81,6 +80,7 @@ def rotate_root(settings: Settings) -> dict[str, Any]:
     Raises: VaultLocked, StateFolderUnusable, LedgerFailed; TenantQuarantined for one whose key does not open. Until the
     last vault is wrapped anew both root keys stay, and the system can be started in between.
     """
+    check_actor_count(settings.state_dir, settings.memory.actors)  # or a vault could be overlooked, and locked for ever
     keys = KeyFolder(settings.keys_folder)
     places = find_vaults(settings)
     with _all_open(places, keys.root_keys()) as vaults:
@@ -115,14 +115,18 @@ def rotate_tenant(settings: Settings, tenant: str) -> dict[str, Any]:
 def status(settings: Settings, *, running: bool) -> dict[str, Any]:
     """What can be said without opening a key: which root key there is, and what each vault is sealed under.
 
-    A file that a running system holds is only named. Raises as `find_vaults`, but never for the lack of a root key.
+    A file that a running system holds is only named. Raises as `find_vaults`, but not for the lack of a key.
     """
     keys = KeyFolder(settings.keys_folder)
     try:
         roots = [fingerprint(key) for key in keys.root_keys()]
     except VaultLocked:
         roots = []
-    rows = []
+    try:
+        receipts_key = keys.signer().public_key.hex()
+    except StateFolderUnusable:
+        receipts_key = None
+    rows: list[dict[str, Any]] = []
     for place in find_vaults(settings):
         if place.file is None:
             rows.append({"vault": place.name})
@@ -134,7 +138,7 @@ def status(settings: Settings, *, running: bool) -> dict[str, Any]:
         "folder": str(keys.path),
         "root_keys": roots,
         "rotation": "unfinished" if keys.rotating else "none",
-        "receipts_key": keys.signer().public_key.hex(),
+        "receipts_key": receipts_key,
         "vaults": rows,
     }
 

@@ -61,8 +61,7 @@ def unlock(rows: Iterable[Any], root_keys: Sequence[bytes], location: str) -> Un
         raise LedgerCorrupt(location, "its key tables are of a later release, which this one cannot read")
     if not {"format", "identity", "root", "check"} <= values.keys():
         raise LedgerCorrupt(location, "the row that says which root key it is sealed under is damaged")
-    if not root_keys:
-        raise VaultLocked(location, "the root key file is missing")
+    require_any(root_keys, location)
     sealed_under = values["root"].decode("ascii", "replace")
     for root_key in root_keys:
         if not hmac.compare_digest(fingerprint(root_key), sealed_under):
@@ -75,3 +74,9 @@ def unlock(rows: Iterable[Any], root_keys: Sequence[bytes], location: str) -> Un
         raise LedgerCorrupt(location, "its check value does not open under the root key it names")
     given = ", ".join(fingerprint(one) for one in root_keys)
     raise VaultLocked(location, f"it is sealed under root key {sealed_under}, the root key file holds {given}")
+
+
+def require_any(root_keys: Sequence[bytes], location: str) -> None:
+    """Raises VaultLocked when there is no root key at all."""
+    if not root_keys:
+        raise VaultLocked(location, "the root key file is missing")

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from memory_actor.vault_lock import fresh_meta, meta_rows, unlock
+from memory_actor.vault_lock import fresh_meta, meta_rows, require_any
 from memory_actor.vault_schema import data_key, metadata, tenant_key, vault_meta
 
 _TABLES: Final = [vault_meta, tenant_key, data_key]
@@ -22,9 +22,8 @@ def prepare(connection: sa.Connection, schema: str | None, root_keys: Sequence[b
     connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
     if sa.inspect(connection).has_table("vault_meta", schema=schema):
         return
-    values = fresh_meta(root_keys[0] if root_keys else bytes(32))
-    if not root_keys:
-        unlock(meta_rows(values), root_keys, location)  # says that there is no key
+    require_any(root_keys, location)
+    values = fresh_meta(root_keys[0])
     prefix = f'"{schema}".' if schema else ""
     # IF NOT EXISTS would ask for the right to create schemas even where the schema is there.
     if schema and not sa.inspect(connection).has_schema(schema):

@@ -19,7 +19,7 @@ from sqlalchemy.pool import StaticPool
 from memory_actor.errors import LedgerCorrupt, LedgerFailed
 from memory_actor.ledger_rows import checksum
 from memory_actor.sqlite_errors import opening_error, unusable
-from memory_actor.vault_lock import fresh_meta, meta_rows, unlock
+from memory_actor.vault_lock import fresh_meta, meta_rows, require_any, unlock
 from memory_actor.vault_schema import APPLICATION_ID, DESTROYED, key_counter, metadata
 
 _SCHEMA: Final = (
@@ -109,8 +109,7 @@ def _inspect(path: Path, root_keys: Sequence[bytes]) -> bool:
     try:
         with closing(_read_only(path)) as driver:
             if not _require_ours(driver, path):
-                if not root_keys:
-                    unlock(meta_rows(fresh_meta(bytes(32))), root_keys, str(path))  # says that there is no key
+                require_any(root_keys, str(path))
                 return True
             problem = driver.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if problem != "ok":

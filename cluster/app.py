@@ -15,9 +15,10 @@ import ray
 from ray import serve
 
 from cluster.gateway import Gateway
+from cluster.ledger_check import check_actors
 from cluster.settings import DecoderSettings, EncoderSettings, Settings, settings_from
 from memory_actor.actor import MemoryActor
-from memory_actor.directory import actor_name, check_actor_count
+from memory_actor.directory import actor_name
 from memory_actor.types import MemoryConfig
 from workers.bundle import Bundle, materialise_bundle
 from workers.decoder_worker import DecoderWorker
@@ -37,7 +38,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     Raises: SettingsInvalid, ModelMissing, BundleMismatch and other StartupErrors.
     """
     settings = settings_from(args, "applications[0].args")
-    check_actor_count(settings.state_dir, settings.memory.actors)
+    check_actors(settings)
     parts = settings.bundle
     bundle = materialise_bundle(
         settings.state_dir / "bundle",

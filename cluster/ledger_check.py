@@ -21,12 +21,20 @@ def check_ledgers(settings: Settings, config: MemoryConfig) -> None:
     Raises: BundleMismatch, LedgerCorrupt, StateFolderUnusable, VaultLocked, and for PostgreSQL SettingsInvalid and
     LedgerServerUnusable.
     """
-    check_actor_count(settings.state_dir, settings.memory.actors, _ledgers_on_server(settings))
+    check_actors(settings)
     for index in range(settings.memory.actors):
         if settings.ledger.url is None:
             _check_sqlite(settings, index, config)
         else:
             _check_postgres(settings, index, config)
+
+
+def check_actors(settings: Settings) -> None:
+    """Pass if there are as many memory actors as tenants are spread over, in files or on a server.
+
+    Raises: StateFolderUnusable, SettingsInvalid, LedgerServerUnusable.
+    """
+    check_actor_count(settings.state_dir, settings.memory.actors, _ledgers_on_server(settings))
 
 
 def _ledgers_on_server(settings: Settings) -> int | None:

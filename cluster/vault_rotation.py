@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from memory_actor.directory import check_actor_count, ledger_path
+from cluster.ledger_check import check_actors
+from memory_actor.directory import ledger_path
 from memory_actor.errors import NotFound, StateFolderUnusable, TenantQuarantined, VaultLocked
 from memory_actor.key_folder import KeyFolder
 from memory_actor.vault import KeyDamaged, Vault
@@ -80,7 +81,7 @@ def rotate_root(settings: Settings) -> dict[str, Any]:
     Raises: VaultLocked, StateFolderUnusable, LedgerFailed; TenantQuarantined for one whose key does not open. Until the
     last vault is wrapped anew both root keys stay, and the system can be started in between.
     """
-    check_actor_count(settings.state_dir, settings.memory.actors)  # or a vault could be overlooked, and locked for ever
+    check_actors(settings)  # or a vault could be overlooked, and locked for ever
     keys = KeyFolder(settings.keys_folder)
     places = find_vaults(settings)
     with _all_open(places, keys.root_keys()) as vaults:

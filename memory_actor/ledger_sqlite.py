@@ -212,7 +212,10 @@ def _inspect(path: Path, config: MemoryConfig) -> _Stage:
 def _inspect_tables(driver: sqlite3.Connection, path: Path, config: MemoryConfig) -> _Stage:
     application_id = driver.execute("PRAGMA application_id").fetchone()[0]
     schema = driver.execute(_SCHEMA).fetchall()
-    if not schema and (application_id == APPLICATION_ID or driver.execute("PRAGMA page_count").fetchone()[0] == 0):
+    pages = driver.execute("PRAGMA page_count").fetchone()[0]
+    if pages == 0 and path.stat().st_size > 0:  # SQLite takes what is shorter than a page for an empty database
+        raise LedgerCorrupt(str(path), "it was cut short")
+    if not schema and (application_id == APPLICATION_ID or pages == 0):
         return _Stage.EMPTY
     if application_id != APPLICATION_ID:
         raise LedgerCorrupt(str(path), f"it is a SQLite database, but not a larimar ledger (id {application_id:#x})")

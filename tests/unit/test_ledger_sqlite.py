@@ -203,6 +203,7 @@ def another_salt(path: Path) -> None:
     [
         (lambda path: path.write_bytes(b"this is a text file\n" * 400), "not a SQLite database"),
         (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(8000)), "not a SQLite database"),
+        (lambda path: path.write_bytes(b"S"), "cut short"),
         (foreign_database, "not a larimar ledger"),
         (later_release, "'9999', which this release cannot read"),
         (changed_definitions, "table definitions were changed"),

@@ -160,6 +160,15 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(done.returncode)
 
 
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def train(context: typer.Context, what: Annotated[str, typer.Argument(help="What to train: scope.")]) -> None:
+    """Train a part of the default bundle: `larimar train scope --data DIR`."""
+    if what != "scope":
+        raise typer.BadParameter(f"'{what}' cannot be trained; only 'scope' can")
+    done = subprocess.run([sys.executable, "-m", "jobs.train_scope", *context.args], check=False)  # noqa: S603
+    raise typer.Exit(done.returncode)
+
+
 cli_memory.add_to(app)
 cli_tenants.add_to(app)
 

@@ -196,7 +196,8 @@ def summary(scores: dict[str, Scores], threshold: float) -> dict[str, float]:
 
 
 def _paired(stored: Float32Array, asked: Float32Array) -> Scores:
-    return np.einsum("nd,nd->n", stored, asked)
+    scores: Scores = np.einsum("nd,nd->n", stored, asked)
+    return scores
 
 
 def _pairs(encode: Encode, pairs: Sequence[tuple[str, str]]) -> Scores:

@@ -39,6 +39,7 @@ class TrainingPlan:
     temperature: float = 0.05
     boundary: float = 0.5  # cosine that positives are pushed above and negatives below
     boundary_weight: float = 1.0
+    plain_share: float = 0.2  # of the final weights: what stays plain MiniLM keeps what it knew, see docs/lab_notes.md
     bfloat16: bool = True
     mix: Mix = field(default_factory=Mix)
 
@@ -83,6 +84,7 @@ class ScopeTrainer:
             parameter.requires_grad_(False)
         for parameter in self._trained.values():
             parameter.requires_grad_(True)
+        self._plain = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
         self._optimizer = torch.optim.AdamW(self._trained.values(), lr=plan.learning_rate, weight_decay=0.01)
 
     @property
@@ -107,7 +109,7 @@ class ScopeTrainer:
             keys = self._keys([statement.text for statement in statements])
         loss = scope_loss(keys, torch.from_numpy(agree), torch.from_numpy(differ), self.plan)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._trained.values(), 1.0)
         warm = min(1.0, (self.steps_done + 1) / self.plan.warmup_steps)
         for group in self._optimizer.param_groups:
@@ -147,11 +149,12 @@ class ScopeTrainer:
             for name, parameter in self._trained.items():
                 parameter.copy_(state["trained"][name])
 
-    def round_to_half(self) -> None:
-        """Make the weights what `tensors` stores, so that everything measured from here on is measured on them."""
+    def finish(self) -> None:
+        """Blend in the plain weights and round to what `tensors` stores: what is measured from here on is what ships."""
+        share = self.plan.plain_share
         with torch.no_grad():
-            for parameter in self._trained.values():
-                parameter.copy_(parameter.half().float())
+            for name, parameter in self._trained.items():
+                parameter.copy_((share * self._plain[name] + (1 - share) * parameter).half().float())
 
     def _keys(self, texts: Sequence[str]) -> Tensor:
         """Keys (N, D), in passes over texts of similar length: most are half as long as the longest."""

@@ -70,7 +70,7 @@ def train(trainer: ScopeTrainer, out: Path, console: Console) -> None:
             if done % _CHECKPOINT_STEPS == 0:
                 trainer.save(checkpoint)
     trainer.save(checkpoint)
-    trainer.round_to_half()
+    trainer.finish()
 
 
 def evaluate(trainer: ScopeTrainer, base: Path, data: Path, private: Path | None, console: Console) -> dict[str, Any]:
@@ -93,6 +93,7 @@ def evaluate(trainer: ScopeTrainer, base: Path, data: Path, private: Path | None
         "seed": trainer.plan.seed,
         "steps": trainer.steps_done,
         "cpu_minutes": round(trainer.cpu_s / 60, 1),
+        "plain_share": trainer.plan.plain_share,
         "data": "CounterFact (reduced form) train, PARAREL, LRE, CREAK claims, OpenStax sentences, own templates",
         "threshold": columns["trained"]["threshold"],
         "results": columns["trained"],

@@ -1,4 +1,4 @@
-"""Training of the scope encoder on a tiny one: the loss falls, and a run that was stopped goes on as if it had not been."""
+"""Training of the scope encoder, on a tiny one: the loss falls, and a stopped run goes on as if it had not stopped."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class ScopeTrainer:
                 parameter.copy_(state["trained"][name])
 
     def finish(self) -> None:
-        """Blend in the plain weights and round to what `tensors` stores: what is measured from here on is what ships."""
+        """Blend in the plain weights and round to what `tensors` stores: what is measured from here on is shipped."""
         share = self.plan.plain_share
         with torch.no_grad():
             for name, parameter in self._trained.items():

@@ -10,7 +10,6 @@ import pytest
 
 from jobs.scope_evaluation import PRIVATE_BARS, errors, measure_private
 from workers.bundle import Bundle, materialise_bundle
-from workers.sentence_encoder import SentenceEncoder
 from workers.trained_scope import SCOPE_ENCODER, read_card
 
 TESTS = Path(__file__).parents[1]
@@ -27,14 +26,18 @@ def test_the_default_bundle_has_the_trained_encoder(bundle):
     assert bundle.is_current()
 
 
-def test_private_questions_and_near_misses(encoder, bundle):
+@pytest.fixture(scope="module")
+def private_errors(encoder, bundle) -> dict[str, float]:
+    """Errors on the private test set, all its facts stored together, at the bundle's threshold."""
+    return errors(measure_private(encoder.encode, TRIPLES), bundle.manifest.scope_threshold, PRIVATE_BARS)
+
+
+def test_private_questions_and_near_misses(private_errors):
     """All 208 facts stored together: every kind of error is as rare as the card says, or nearly."""
-    scores = measure_private(encoder.encode, TRIPLES)
-    found = errors(scores, bundle.manifest.scope_threshold, PRIVATE_BARS)
     expected = read_card()["results"]
     for bar in PRIVATE_BARS:
         stated = 1 - expected[bar.key] if bar.inside else expected[bar.key]
-        assert found[bar.key] <= stated + MARGIN, bar.key
+        assert private_errors[bar.key] <= stated + MARGIN, bar.key
 
 
 def test_counterfact_rephrasings_and_neighbours(encoder, bundle):
@@ -62,12 +65,9 @@ def test_plain_minilm_stays_available_with_its_own_threshold(plain, bundle):
     assert plain.manifest.encoder.tokenizer_sha256 == bundle.manifest.encoder.tokenizer_sha256
 
 
-def test_near_misses_are_told_apart_better_than_by_plain_minilm(encoder, bundle, plain):
-    """The point of training: at their own thresholds, fewer errors of both kinds together."""
-    ours = errors(measure_private(encoder.encode, TRIPLES), bundle.manifest.scope_threshold, PRIVATE_BARS)
-    theirs = errors(
-        measure_private(SentenceEncoder.from_bundle(plain).encode, TRIPLES),
-        plain.manifest.scope_threshold,
-        PRIVATE_BARS,
-    )
-    assert sum(ours.values()) < sum(theirs.values())
+def test_near_misses_are_told_apart_better_than_by_plain_minilm(private_errors):
+    """The point of training: no kind of error is more frequent than plain MiniLM's, at its own best threshold."""
+    plain = read_card()["plain_results"]
+    for bar in PRIVATE_BARS:
+        theirs = 1 - plain[bar.key] if bar.inside else plain[bar.key]
+        assert private_errors[bar.key] <= theirs, bar.key

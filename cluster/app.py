@@ -8,6 +8,7 @@ Builds with nothing heavy imported: models and torch are loaded in the replicas.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, cast
 
 import ray
@@ -26,6 +27,7 @@ APPLICATION = "larimar"
 # Calls that wait for their turn inside an actor; its own queue limit answers 503 long before.
 ACTOR_CONCURRENCY = 4096
 GRACEFUL_SHUTDOWN_S = 5.0
+CLOSE_TIMEOUT_S = 10.0  # an erasure may be waiting for a storage that does not answer
 
 
 def build_app(args: dict[str, Any]) -> serve.Application:
@@ -97,15 +99,25 @@ def ensure_memory_actors(settings: Settings, config: MemoryConfig) -> list[Any]:
             group_facts_max=ledger.group_facts_max,
             queue_max=ledger.queue_max,
             idempotency_hours=ledger.idempotency_hours,
+            ledger_url=ledger.url,
+            reserve_mb=ledger.reserve_mb,
+            hot_mb=memory.hot_mb,
+            erase_window_s=settings.erase.window_s,
+            checkpoints_keep=settings.checkpoints.keep,
+            locations=settings.checkpoint_locations,
+            keys_folder=str(settings.keys_folder),
         )
         for index in range(memory.actors)
     ]
 
 
-def kill_memory_actors(settings: Settings) -> None:
-    """End the memory actors; what they acknowledged is in their ledgers."""
+def stop_memory_actors(settings: Settings) -> None:
+    """End the memory actors, cleanly if they can in time; what they acknowledged is in their ledgers either way."""
+    actors = []
     for index in range(settings.memory.actors):
-        try:
-            ray.kill(ray.get_actor(actor_name(index), settings.ray.namespace))
-        except ValueError:
-            continue  # it does not run
+        with contextlib.suppress(ValueError):  # it does not run
+            actors.append(ray.get_actor(actor_name(index), settings.ray.namespace))
+    if actors:
+        ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=CLOSE_TIMEOUT_S)
+    for actor in actors:
+        ray.kill(actor)

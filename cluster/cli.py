@@ -1,7 +1,8 @@
 """`larimar`: start and stop a system, and everything one can ask of it.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or request, 3 key missing or not allowed, 4 not found, 5 conflict,
-6 a limit was reached, 7 server not reachable or not ready. Modules behind a command are imported when it runs.
+6 a limit was reached, 7 server not reachable or not ready, 8 stored data damaged or locked.
+Modules behind a command are imported when it runs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import cli_memory, cli_tenants
+from cluster import cli_doctor, cli_memory, cli_receipt, cli_safekeeping, cli_tenants, cli_vault
 from cluster.cli_options import (
     ConfigOption,
     OutputOption,
@@ -27,7 +28,7 @@ from cluster.console_output import Exit, Format, Output, reporting
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or request, 3 key missing or not allowed, 4 not found, "
-    "5 conflict, 6 a limit was reached, 7 server not reachable or not ready."
+    "5 conflict, 6 a limit was reached, 7 server not reachable or not ready, 8 stored data damaged or locked."
 )
 
 app = typer.Typer(
@@ -162,15 +163,26 @@ def bench(context: typer.Context) -> None:
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def train(context: typer.Context, what: Annotated[str, typer.Argument(help="What to train: scope.")]) -> None:
-    """Train a part of the default bundle: `larimar train scope --data DIR`."""
+    """Train the experimental scope encoder: `larimar train scope --data DIR`."""
     if what != "scope":
         raise typer.BadParameter(f"'{what}' cannot be trained; only 'scope' can")
     done = subprocess.run([sys.executable, "-m", "jobs.train_scope", *context.args], check=False)  # noqa: S603
     raise typer.Exit(done.returncode)
 
 
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def campaign(context: typer.Context) -> None:
+    """Break a system on purpose and count what is lost: NAME [--count N] [--seed S]; see docs/reliability.md."""
+    done = subprocess.run([sys.executable, "-m", "jobs.campaign", *context.args], check=False)  # noqa: S603
+    raise typer.Exit(done.returncode)
+
+
 cli_memory.add_to(app)
+cli_safekeeping.add_to(app, cli_receipt.receipt_app)
+cli_receipt.add_to(app)
 cli_tenants.add_to(app)
+cli_vault.add_to(app)
+cli_doctor.add_to(app)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.cli_options import OutputOption, TenantOption, UrlOption, YesOption, tenant_client
+from cluster.cli_safekeeping import await_receipt
 from cluster.console_output import Exit, Format, Output, progress_bar, reporting
 
 FACTS_PER_BATCH = 100
@@ -179,6 +180,7 @@ def forget(
     about: Annotated[str | None, typer.Option("--query", help="Show the facts this is about, then ask.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be forgotten and change nothing.")] = False,
     yes: YesOption = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the bytes are destroyed as well.")] = False,
     url: UrlOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -196,7 +198,11 @@ def forget(
                 raise typer.Exit(int(Exit.NOT_FOUND))
             if not yes and not dry_run:
                 _confirm(shown, candidates)
-        shown.fields(client.forget(tenant, chosen, dry_run=dry_run).model_dump())
+        result = client.forget(tenant, chosen, dry_run=dry_run).model_dump()
+        if wait and result["receipt_id"] is not None:
+            done = await_receipt(client, result["receipt_id"], shown)
+            result |= {"erasure": done.state, "receipt": done.receipt}
+    shown.fields(result)
 
 
 def _confirm(shown: Output, candidates: list[dict[str, Any]]) -> None:

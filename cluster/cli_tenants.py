@@ -46,7 +46,7 @@ def create(
     with admin_client(url) as client:
         reply = client.create_tenant(name, "latent" if retention == "latent" else "text")
     kept = _keep(url, name, reply.key)
-    Output(output).fields({**reply.model_dump(exclude={"hint", "replayed"}), "kept_in": kept})
+    Output(output).fields({**reply.model_dump(exclude={"hint", "replayed", "outcome"}), "kept_in": kept})
 
 
 @tenant_app.command("list")
@@ -55,7 +55,7 @@ def list_tenants(url: UrlOption = None, output: OutputOption = Format.TABLE) -> 
     """All tenants."""
     with admin_client(url) as client:
         rows = [tenant.model_dump(exclude={"state_hash"}) for tenant in client.tenants()]
-    Output(output).rows(rows, ("name", "facts", "version", "shards", "retention", "created_at"))
+    Output(output).rows(rows, ("name", "facts", "version", "residency", "retention", "created_at"))
 
 
 @tenant_app.command()
@@ -80,6 +80,22 @@ def delete(
         reply = client.delete_tenant(name)
     Credentials().drop_tenant(server_url(url), name)
     Output(output).fields(reply.model_dump(exclude={"state_hash"}))
+
+
+@tenant_app.command()
+@reporting
+def sleep(name: NameArgument, url: UrlOption = None, output: OutputOption = Format.TABLE) -> None:
+    """Put a tenant's memory on disk only. Every command goes on working and wakes it."""
+    with admin_client(url) as client:
+        Output(output).fields(client.sleep(name).model_dump(exclude={"state_hash"}))
+
+
+@tenant_app.command()
+@reporting
+def wake(name: NameArgument, url: UrlOption = None, output: OutputOption = Format.TABLE) -> None:
+    """Load a tenant's memory before somebody asks."""
+    with admin_client(url) as client:
+        Output(output).fields(client.wake(name).model_dump(exclude={"state_hash"}))
 
 
 @tenant_app.command()

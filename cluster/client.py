@@ -17,7 +17,7 @@ import httpx2
 import stamina
 from pydantic import BaseModel
 
-from cluster import schemas
+from cluster import safekeeping_schemas, schemas
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -185,6 +185,60 @@ class Client:
 
     def verify(self, tenant: str) -> schemas.VerifyResponse:
         return self._call("POST", f"/v1/tenants/{tenant}/verify", schemas.VerifyResponse)
+
+    # -- keeping ------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, tenant: str, location: str = "local") -> safekeeping_schemas.CheckpointReply:
+        """Publish a checkpoint of the tenant as it is now. A lost reply is asked for again and may make another."""
+        path = f"/v1/tenants/{tenant}/checkpoints"
+        return self._call("POST", path, safekeeping_schemas.CheckpointReply, {"location": location})
+
+    def checkpoints(self, tenant: str) -> list[safekeeping_schemas.ListedCheckpoint]:
+        """The tenant's checkpoints, newest first."""
+        return self._call("GET", f"/v1/tenants/{tenant}/checkpoints", safekeeping_schemas.CheckpointsReply).checkpoints
+
+    def restore(
+        self,
+        tenant: str,
+        *,
+        from_tenant: str | None = None,
+        checkpoint_id: str = "latest",
+        version: int | None = None,
+        in_place: bool = False,
+        idempotency_key: str | None = None,
+    ) -> safekeeping_schemas.RestoreResponse:
+        """Fill the new `tenant` from a checkpoint of `from_tenant` (admin key), or `in_place` from one of its own."""
+        given = {"from_tenant": from_tenant, "version": version}
+        body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        body |= {"checkpoint_id": checkpoint_id, "in_place": in_place}
+        path = f"/v1/tenants/{tenant}/restore"
+        return self._change("POST", path, safekeeping_schemas.RestoreResponse, body, idempotency_key)
+
+    def sleep(self, tenant: str) -> schemas.TenantReply:
+        """Needs the admin key. The tenant's memory goes to disk until somebody asks."""
+        return self._call("POST", f"/v1/tenants/{tenant}:sleep", schemas.TenantReply)
+
+    def wake(self, tenant: str) -> schemas.TenantReply:
+        """Needs the admin key."""
+        return self._call("POST", f"/v1/tenants/{tenant}:wake", schemas.TenantReply)
+
+    def receipt(self, receipt_id: str) -> safekeeping_schemas.ReceiptReply:
+        """How far an erasure is; `receipt` is the signed document once `state` is "done"."""
+        return self._call("GET", f"/v1/receipts/{receipt_id}", safekeeping_schemas.ReceiptReply)
+
+    def receipt_done(
+        self, receipt_id: str, *, timeout_s: float, poll_s: float = 0.5
+    ) -> safekeeping_schemas.ReceiptReply:
+        """Wait for the signed receipt. After `timeout_s` the pending one is returned."""
+        give_up_at = time.monotonic() + timeout_s
+        while (reply := self.receipt(receipt_id)).state != "done" and time.monotonic() < give_up_at:
+            time.sleep(poll_s)
+        return reply
+
+    def doctor(self, tenant: str | None = None) -> safekeeping_schemas.DoctorReply:
+        """Needs the admin key. What is wrong with the stored data of one tenant, or of all."""
+        path = "/v1/doctor" if tenant is None else f"/v1/tenants/{tenant}/doctor"
+        return self._call("GET", path, safekeeping_schemas.DoctorReply)
 
     # -- queries ------------------------------------------------------------------------------------------------
 

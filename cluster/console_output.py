@@ -48,6 +48,7 @@ class Exit(IntEnum):
     CONFLICT = 5
     LIMITS = 6
     UNAVAILABLE = 7
+    DAMAGED = 8
 
 
 _BY_STATUS = {
@@ -56,6 +57,7 @@ _BY_STATUS = {
     403: Exit.AUTH,
     404: Exit.NOT_FOUND,
     409: Exit.CONFLICT,
+    410: Exit.NOT_FOUND,
     413: Exit.LIMITS,
     415: Exit.USAGE,
     422: Exit.USAGE,
@@ -72,6 +74,12 @@ _BY_CODE = {
     "already_running": Exit.CONFLICT,
     "port_taken": Exit.CONFLICT,
     "model_missing": Exit.NOT_FOUND,
+    "tenant_quarantined": Exit.DAMAGED,
+    "checkpoint_damaged": Exit.DAMAGED,
+    "ledger_corrupt": Exit.DAMAGED,
+    "vault_locked": Exit.DAMAGED,
+    "receipt_invalid": Exit.FAILED,
+    "ledger_server_unusable": Exit.UNAVAILABLE,
 }
 
 

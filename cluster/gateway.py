@@ -14,6 +14,7 @@ from ray import serve
 
 from cluster.auth import KeyStore
 from cluster.handles import RayMemoryDirectory, ServeDecoder, ServeEncoder
+from cluster.hardening import forbid_core_dumps
 from cluster.http_app import create_app
 from cluster.router import Router
 from cluster.routes import Routes
@@ -27,6 +28,7 @@ class GatewayReplica:
     """
 
     def __init__(self, settings: dict[str, Any], encoder: Any, decoder: Any) -> None:
+        forbid_core_dumps()  # where a supervisor of ours started Ray, it has been done for all processes
         self._settings = Settings.model_validate(settings)
         memory = RayMemoryDirectory(self._settings.memory.actors, self._settings.ray.namespace)
         timeout_s = self._settings.http.request_timeout_s

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio.to_thread
 import ray
@@ -18,8 +18,11 @@ from cluster.ports import CallLost, MemoryPort
 from memory_actor.directory import actor_name, actor_of, virtual_shard
 from memory_actor.errors import LarimarError, Overloaded, StaleMemory
 from memory_actor.types import (
+    CheckpointGrant,
+    CheckpointInfo,
     EncodedFacts,
     EngineStatus,
+    ErasureStatus,
     FactPage,
     FactRecord,
     FactText,
@@ -28,6 +31,7 @@ from memory_actor.types import (
     Idempotency,
     ReadMode,
     Recall,
+    RestoreReply,
     Retention,
     Selector,
     TenantSummary,
@@ -35,6 +39,9 @@ from memory_actor.types import (
     WriteReply,
 )
 from workers.ports import Generation, GenerationChunk, GenerationRequest
+
+if TYPE_CHECKING:
+    from memory_actor.doctor import Finding
 
 T = TypeVar("T")
 
@@ -119,9 +126,14 @@ class RayMemory:
         return cast(WriteReply, await self._call("write", tenant, facts, encoded, idempotency, timeout_s))
 
     async def forget(
-        self, tenant: str, fact_ids: Sequence[str], dry_run: bool, idempotency: Idempotency | None
+        self,
+        tenant: str,
+        fact_ids: Sequence[str],
+        dry_run: bool,
+        idempotency: Idempotency | None,
+        timeout_s: float | None = None,
     ) -> ForgetReceipt:
-        return cast(ForgetReceipt, await self._call("forget", tenant, fact_ids, dry_run, idempotency))
+        return cast(ForgetReceipt, await self._call("forget", tenant, fact_ids, dry_run, idempotency, timeout_s))
 
     async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]:
         return cast(list[FactRecord], await self._call("select", tenant, selector, limit))
@@ -140,6 +152,32 @@ class RayMemory:
 
     async def status(self) -> EngineStatus:
         return cast(EngineStatus, await self._call("status"))
+
+    async def sleep(self, name: str) -> TenantSummary:
+        return cast(TenantSummary, await self._call("sleep", name))
+
+    async def wake(self, name: str) -> TenantSummary:
+        return cast(TenantSummary, await self._call("wake", name))
+
+    async def checkpoint(self, tenant: str, location: str) -> CheckpointInfo:
+        return cast(CheckpointInfo, await self._call("checkpoint", tenant, location))
+
+    async def checkpoints(self, tenant: str) -> list[CheckpointInfo]:
+        return cast(list[CheckpointInfo], await self._call("checkpoints", tenant))
+
+    async def grant(self, tenant: str, checkpoint_id: str) -> CheckpointGrant:
+        return cast(CheckpointGrant, await self._call("grant", tenant, checkpoint_id))
+
+    async def restore(
+        self, name: str, grant: CheckpointGrant | None, version: int | None, in_place: bool, idempotency: Idempotency
+    ) -> RestoreReply:
+        return cast(RestoreReply, await self._call("restore", name, grant, version, in_place, idempotency))
+
+    async def erasure(self, receipt_id: str) -> ErasureStatus:
+        return cast(ErasureStatus, await self._call("erasure", receipt_id))
+
+    async def doctor(self, tenant: str | None) -> list[Finding]:
+        return cast("list[Finding]", await self._call("doctor", tenant))
 
 
 class RayMemoryDirectory:

@@ -15,7 +15,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from cluster import schemas
+from cluster import safekeeping_schemas, schemas
 from cluster.body import JSON, MSGPACK
 from cluster.problems import PROBLEM, install
 from cluster.routes import Routes
@@ -27,6 +27,8 @@ _REQUESTS: list[type[BaseModel]] = [
     schemas.WriteRequest,
     schemas.QueryRequest,
     schemas.ForgetRequest,
+    safekeeping_schemas.CheckpointRequest,
+    safekeeping_schemas.RestoreBody,
 ]
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -78,9 +80,26 @@ def _routes(of: Routes) -> list[_Route]:
             parameters=perhaps_once,
         ),
         _Route("POST", tenant + "/verify", of.verify, schemas.VerifyResponse),
+        *_safekeeping_routes(of),
         _Route("GET", "/v1/status", of.status),
         _Route("GET", "/livez", of.livez, keyless=True),
         _Route("GET", "/readyz", of.readyz, keyless=True),
+    ]
+
+
+def _safekeeping_routes(routes: Routes) -> list[_Route]:
+    of, bodies, tenant = routes.safekeeping, safekeeping_schemas, "/v1/tenants/{tenant}"
+    once = (_IDEMPOTENCY_KEY,)
+    checkpoint, restore = (bodies.CheckpointRequest,), (bodies.RestoreBody,)
+    return [
+        _Route("POST", tenant + "/checkpoints", of.checkpoint, bodies.CheckpointReply, 201, checkpoint),
+        _Route("GET", tenant + "/checkpoints", of.list_checkpoints, bodies.CheckpointsReply),
+        _Route("POST", tenant + "/restore", of.restore, bodies.RestoreResponse, 201, restore, once),
+        _Route("POST", tenant + ":sleep", of.sleep, schemas.TenantReply),
+        _Route("POST", tenant + ":wake", of.wake, schemas.TenantReply),
+        _Route("GET", tenant + "/doctor", of.doctor, bodies.DoctorReply),
+        _Route("GET", "/v1/doctor", of.doctor_all, bodies.DoctorReply),
+        _Route("GET", "/v1/receipts/{receipt_id}", of.receipt, bodies.ReceiptReply),
     ]
 
 

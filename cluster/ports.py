@@ -6,11 +6,14 @@ Dimension legend: N facts or queries, D key size.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from memory_actor.types import (
+    CheckpointGrant,
+    CheckpointInfo,
     EncodedFacts,
     EngineStatus,
+    ErasureStatus,
     FactPage,
     FactRecord,
     FactText,
@@ -19,6 +22,7 @@ from memory_actor.types import (
     Idempotency,
     ReadMode,
     Recall,
+    RestoreReply,
     Retention,
     Selector,
     TenantSummary,
@@ -26,6 +30,9 @@ from memory_actor.types import (
     WriteReply,
 )
 from workers.ports import Generation, GenerationChunk, GenerationRequest
+
+if TYPE_CHECKING:
+    from memory_actor.doctor import Finding
 
 
 class CallLost(Exception):
@@ -61,7 +68,12 @@ class MemoryPort(Protocol):
     ) -> WriteReply: ...
 
     async def forget(
-        self, tenant: str, fact_ids: Sequence[str], dry_run: bool, idempotency: Idempotency | None
+        self,
+        tenant: str,
+        fact_ids: Sequence[str],
+        dry_run: bool,
+        idempotency: Idempotency | None,
+        timeout_s: float | None = None,
     ) -> ForgetReceipt: ...
 
     async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]: ...
@@ -77,6 +89,30 @@ class MemoryPort(Protocol):
     async def fact(self, tenant: str, fact_id: str) -> FactRecord: ...
 
     async def status(self) -> EngineStatus: ...
+
+    async def sleep(self, name: str) -> TenantSummary: ...
+
+    async def wake(self, name: str) -> TenantSummary: ...
+
+    async def checkpoint(self, tenant: str, location: str) -> CheckpointInfo:
+        """Raises InvalidLocation, LocationUnavailable."""
+        ...
+
+    async def checkpoints(self, tenant: str) -> list[CheckpointInfo]: ...
+
+    async def grant(self, tenant: str, checkpoint_id: str) -> CheckpointGrant:
+        """What the owner of another tenant needs to read this checkpoint. Raises NotFound, CheckpointUnreadable."""
+        ...
+
+    async def restore(
+        self, name: str, grant: CheckpointGrant | None, version: int | None, in_place: bool, idempotency: Idempotency
+    ) -> RestoreReply:
+        """Without a grant, the stored reply to this idempotency key or a refusal; nothing is changed."""
+        ...
+
+    async def erasure(self, receipt_id: str) -> ErasureStatus: ...
+
+    async def doctor(self, tenant: str | None) -> list[Finding]: ...
 
 
 class MemoryDirectory(Protocol):

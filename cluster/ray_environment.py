@@ -7,6 +7,10 @@ Ray and Serve read these variables once, at import, and pass them on to their pr
 * Replica ports of HAProxy mode follow `http_options.host`, but HAProxy's own statistics and metrics ports bind to all
   interfaces, without a switch. A wrapper script in HAProxy's place narrows them in the written configuration.
 * The port between replicas binds to all interfaces; it asks for Ray's token like all of Ray's ports.
+* Arguments and replies above 100 kB go through the object store (`max_direct_call_object_size`; the sum over one
+  call: `task_rpc_inlined_bytes_limit`, 10 MiB), whose shared memory keeps what was in it after it was released, and
+  from there to files. What carries facts must not: both limits are raised beyond any request, and nothing is spilled.
+* Between replicas, Serve sends messages of its own (gRPC), which it limits to 4 MiB.
 * The fallback proxy, statistics and metrics ports are fixed numbers, so two systems on one machine would collide.
 """
 
@@ -27,6 +31,8 @@ from cluster.settings import Settings
 # HAProxy ends socket paths at 97 characters, of which Serve takes 70 behind our folder.
 TEMP_ROOT_CHARS_MAX = 8
 TEMP_PREFIX = "larimar-"
+# Above the largest call: a request's vectors are a few times its body. Ray's own messages end at 512 MiB.
+CALL_BYTES_MAX = 256 * 2**20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # HAProxy reaches replicas on this machine at 127.0.0.1, so they must listen there.
 HAPROXY_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104 - compared with, not bound to
@@ -87,6 +93,10 @@ def plan_ray(settings: Settings, token_file: Path, temp_dir: Path) -> RayEnviron
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1" if settings.ray.haproxy else "0",
         # Nothing to drain for: HAProxy and its clients end with the system.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_max_direct_call_object_size": str(CALL_BYTES_MAX),
+        "RAY_task_rpc_inlined_bytes_limit": str(CALL_BYTES_MAX),
+        "RAY_automatic_object_spilling_enabled": "0",
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(CALL_BYTES_MAX),
         "RAY_worker_niceness": "0",  # Ray expects batch work and asks for 15; ours answers people
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),  # models are in the bundle by now

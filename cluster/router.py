@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from cluster.calls import MEMORY, Calls
 from cluster.patience import Deadline, Patience
 from cluster.ports import CallLost, DecoderPort, EncoderPort, MemoryDirectory, MemoryPort
 from cluster.retraction import Retraction, unknowns_over
+from cluster.safekeeping import Safekeeping
 from cluster.stages import Stages
 from memory_actor.errors import DeadlineExceeded, LarimarError, NotFound, StaleMemory, Unavailable
 from memory_actor.types import (
@@ -38,7 +40,7 @@ from workers.ports import Generation, GenerationChunk, GenerationRequest
 
 T = TypeVar("T")
 
-MEMORY, ENCODER, DECODER = "the memory actor", "the encoder", "the decoder"
+ENCODER, DECODER = "the encoder", "the decoder"
 STATUS_TIMEOUT_S = 1.0
 
 
@@ -82,12 +84,12 @@ class Router:
         timeout_s: float,
         patience: Patience | None = None,
     ) -> None:
-        self._memory = memory
         self._encoder = encoder
         self._decoder = decoder
-        self._timeout_s = timeout_s
         self._patience = patience or Patience()
-        self._shielded: set[asyncio.Task[Any]] = set()
+        self._memory = Calls(memory, timeout_s=timeout_s, patience=self._patience)
+        #: Checkpoints, restores, residency, receipts and diagnoses, over the same memory actors.
+        self.safekeeping = Safekeeping(self._memory)
 
     # -- tenants ------------------------------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class Router:
         stages, memory = Stages(), self._memory.owner_of(tenant)
         with stages.timed("memory"):
             receipt = await self._change(
-                lambda _: memory.forget(tenant, fact_ids, False, idempotency), self._deadline()
+                lambda left_s: memory.forget(tenant, fact_ids, False, idempotency, left_s), self._deadline()
             )
         return replace(receipt, ms=receipt.ms | stages.done())
 
@@ -292,24 +294,20 @@ class Router:
     # -- calling ------------------------------------------------------------------------------------------------
 
     def _deadline(self) -> Deadline:
-        return Deadline.after(self._timeout_s)
+        return self._memory.deadline()
 
     async def _encode(self, call: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
         return await self._patience.insist(lambda _: call(), what=ENCODER, deadline=deadline)
 
     async def _ask(self, call: Callable[[float], Awaitable[T]], deadline: Deadline) -> T:
-        return await self._patience.insist(call, what=MEMORY, deadline=deadline)
+        return await self._memory.ask(call, deadline)
 
     async def _change(self, call: Callable[[float], Awaitable[T]], deadline: Deadline) -> T:
-        return await self.shielded(self._patience.insist(call, what=MEMORY, deadline=deadline, changes_state=True))
+        return await self._memory.change(call, deadline)
 
     async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`; cancelling the caller leaves it running to its end."""
-        task = asyncio.ensure_future(work)
-        self._shielded.add(task)  # the event loop itself keeps only a weak reference
-        task.add_done_callback(self._shielded.discard)
-        task.add_done_callback(_retrieve)
-        return await asyncio.shield(task)
+        return await self._memory.shielded(work)
 
 
 _NOTHING = EncodedFacts(
@@ -319,12 +317,6 @@ _NOTHING = EncodedFacts(
     prompt_tokens=np.zeros(0, np.int32),
     target_tokens=np.zeros(0, np.int32),
 )
-
-
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Look at a finished task's exception, lest a caller that went away leaves it 'never retrieved'."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _conditioned(request: GenerationRequest, recall: Recall | None) -> GenerationRequest:

@@ -6,47 +6,30 @@ answer of a tenant that does not exist.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio.to_thread
-import msgpack
 import orjson
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import format_sse_event
-from pydantic import BaseModel
 
 from cluster import schemas
-from cluster.body import JSON, MSGPACK, clip, decode_body, read_body, validate
-from cluster.ports import KeysPort, PrincipalPort
+from cluster.body import JSON, validate
+from cluster.exchange import Exchange, check_id, idempotency_of, render, whole_number
+from cluster.ports import KeysPort
 from cluster.problems import log_unexpected, problem_of, request_id_of, unwrapped
 from cluster.router import AnswerStream, Query, Router
+from cluster.safekeeping_routes import SafekeepingRoutes
 from cluster.settings import Settings
-from memory_actor.errors import (
-    IdempotencyKeyInvalid,
-    IdempotencyKeyRequired,
-    InvalidField,
-    InvalidId,
-    LarimarError,
-    NotFound,
-    Unavailable,
-)
+from memory_actor.errors import LarimarError, NotFound, Unavailable
 from memory_actor.types import ForgetReceipt, Idempotency, ReadMode, Retention, WriteReply
 from workers.ports import AnswerMode, GenerationRequest
 
-M = TypeVar("M", bound=BaseModel)
-
-REPLAYED = "Idempotent-Replayed"
 READY_CACHE_S = 0.5  # /readyz needs no key: however often it is asked, the components are asked twice a second
-_PRINTABLE = re.compile(r"[ -~]+")
-_WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class Routes:
@@ -56,64 +39,58 @@ class Routes:
         self, router: Router, keys: KeysPort, settings: Settings, now: Callable[[], float] = time.time
     ) -> None:
         self._router = router
-        self._keys = keys
-        self._http = settings.http
-        self._limits = settings.limits
-        self._now = now
+        self._exchange = Exchange(keys, settings, now)
+        self.safekeeping = SafekeepingRoutes(router.safekeeping, self._exchange, settings)
         self._ready: tuple[float, list[str]] | None = None
 
     # -- tenants and keys ---------------------------------------------------------------------------------------
 
     async def create_tenant(self, request: Request) -> Response:
         """Create a tenant; the reply shows its key once."""
-        (await self._principal(request)).require_admin("create tenants")
-        key = self._idempotency_key(request)
-        value = await self._body(request)
-        asked = validate(schemas.TenantRequest, value, self._limits)
-        _check_id("tenant name", asked.name, schemas.TENANT_PATTERN)
-        once = _idempotency("create_tenant", asked.name, value, key)
+        await self._exchange.admin(request, "create tenants")
+        key = self._exchange.idempotency_key(request)
+        value = await self._exchange.body(request)
+        asked = validate(schemas.TenantRequest, value, self._exchange.limits)
+        check_id("tenant name", asked.name, schemas.TENANT_PATTERN)
+        once = idempotency_of("create_tenant", asked.name, value, key)
         reply = await self._router.shielded(self._create(asked.name, Retention(asked.retention), once))
-        return _render(request, reply, 201, replayed=reply.replayed)
+        return render(request, reply, 201, replayed=reply.replayed)
 
     async def _create(self, name: str, retention: Retention, once: Idempotency) -> schemas.TenantCreatedReply:
         summary = await self._router.create_tenant(name, retention, once)
         # A replay must not invalidate the key that the first reply carried.
-        key = None if summary.replayed else await self._renewed_key(name)
+        key = None if summary.replayed else await self._exchange.renewed_key(name)
         return schemas.TenantCreatedReply.made(summary, key)
-
-    async def _renewed_key(self, tenant: str) -> str:
-        # Issuing ends earlier keys: one that outlived an earlier tenant of this name does not open the new one.
-        return await anyio.to_thread.run_sync(lambda: self._keys.issue(tenant, self._now()))
 
     async def list_tenants(self, request: Request) -> Response:
         """All tenants for the admin key; for a tenant's key, that tenant."""
-        principal = await self._principal(request)
+        principal = await self._exchange.principal(request)
         if principal.tenant is None:
             summaries = await self._router.tenants()
         else:
             summaries = [await self._router.tenant(principal.tenant)]
-        return _render(request, schemas.TenantsReply(tenants=[schemas.TenantReply.of(item) for item in summaries]))
+        return render(request, schemas.TenantsReply(tenants=[schemas.TenantReply.of(item) for item in summaries]))
 
     async def show_tenant(self, request: Request, tenant: str) -> Response:
         """One tenant with its state hash."""
-        await self._allow(request, tenant)
-        return _render(request, schemas.TenantReply.of(await self._router.tenant(tenant)))
+        await self._exchange.allow(request, tenant)
+        return render(request, schemas.TenantReply.of(await self._router.tenant(tenant)))
 
     async def delete_tenant(self, request: Request, tenant: str) -> Response:
         """End a tenant, its facts and its keys."""
-        (await self._principal(request)).require_admin("delete tenants")
-        _check_id("tenant name", tenant, schemas.TENANT_PATTERN)
-        once = _idempotency("delete_tenant", tenant, None, self._idempotency_key(request))
+        await self._exchange.admin(request, "delete tenants")
+        check_id("tenant name", tenant, schemas.TENANT_PATTERN)
+        once = idempotency_of("delete_tenant", tenant, None, self._exchange.idempotency_key(request))
         reply = await self._router.shielded(self._delete(tenant, once))
-        return _render(request, reply, replayed=reply.replayed)
+        return render(request, reply, replayed=reply.replayed)
 
     async def _delete(self, tenant: str, once: Idempotency) -> schemas.TenantDeletedReply:
         summary = await self._router.delete_tenant(tenant, once)
         # A replay must not revoke the keys of a later tenant of the same name.
         if not summary.replayed or not await self._exists(tenant):
-            await anyio.to_thread.run_sync(lambda: self._keys.revoke_tenant(tenant, self._now()))
+            await self._exchange.revoke_keys(tenant)
         plain = schemas.TenantReply.of(summary).model_dump()
-        return schemas.TenantDeletedReply(**plain, replayed=summary.replayed)
+        return schemas.TenantDeletedReply(**plain, replayed=summary.replayed, receipt_id=summary.receipt_id)
 
     async def _exists(self, tenant: str) -> bool:
         try:
@@ -124,77 +101,77 @@ class Routes:
 
     async def renew_key(self, request: Request, tenant: str) -> Response:
         """A new key for a tenant; the old one stops working. A retry makes another and ends the first."""
-        (await self._principal(request)).require_admin("make keys")
-        _check_id("tenant name", tenant, schemas.TENANT_PATTERN)
-        self._idempotency_key(request)
+        await self._exchange.admin(request, "make keys")
+        check_id("tenant name", tenant, schemas.TENANT_PATTERN)
+        self._exchange.idempotency_key(request)
         await self._router.tenant(tenant)
-        key = await self._router.shielded(self._renewed_key(tenant))
-        return _render(request, schemas.KeyReply(tenant=tenant, key=key), 201)
+        key = await self._router.shielded(self._exchange.renewed_key(tenant))
+        return render(request, schemas.KeyReply(tenant=tenant, key=key), 201)
 
     # -- facts --------------------------------------------------------------------------------------------------
 
     async def write(self, request: Request, tenant: str) -> Response:
         """Write facts, all or none; durable and visible when answered."""
-        await self._allow(request, tenant)
-        key = self._idempotency_key(request)
-        value = await self._body(request)
+        await self._exchange.allow(request, tenant)
+        key = self._exchange.idempotency_key(request)
+        value = await self._exchange.body(request)
         if isinstance(value, dict) and "facts" not in value and value.keys() & {"prompt", "text"}:
-            facts = [validate(schemas.FactRequest, value, self._limits)]
+            facts = [validate(schemas.FactRequest, value, self._exchange.limits)]
         else:
-            facts = validate(schemas.WriteRequest, value, self._limits).facts
-        once = _idempotency("write", tenant, value, key)
+            facts = validate(schemas.WriteRequest, value, self._exchange.limits).facts
+        once = idempotency_of("write", tenant, value, key)
         reply = await self._router.write(tenant, [fact.fact() for fact in facts], once)
-        return _render(request, _written(reply), replayed=reply.replayed)
+        return render(request, _written(reply), replayed=reply.replayed)
 
     async def list_facts(self, request: Request, tenant: str) -> Response:
         """Facts in the order of writing, page by page."""
-        await self._allow(request, tenant)
-        default = min(100, self._limits.page_facts_max)
-        limit = _whole_number(request, "limit", default, 1, self._limits.page_facts_max)
-        after = _whole_number(request, "after", 0, 0, schemas.INTEGER_MAX)
+        await self._exchange.allow(request, tenant)
+        default = min(100, self._exchange.limits.page_facts_max)
+        limit = whole_number(request, "limit", default, 1, self._exchange.limits.page_facts_max)
+        after = whole_number(request, "after", 0, 0, schemas.INTEGER_MAX)
         page = await self._router.facts(tenant, after, limit)
         facts = [schemas.FactReply.of(record) for record in page.facts]
-        return _render(request, schemas.FactsReply(facts=facts, next_after=page.next_after))
+        return render(request, schemas.FactsReply(facts=facts, next_after=page.next_after))
 
     async def show_fact(self, request: Request, tenant: str, fact_id: str) -> Response:
         """One fact."""
-        await self._allow(request, tenant)
-        _check_id("fact id", fact_id, schemas.FACT_ID_PATTERN)
-        return _render(request, schemas.FactReply.of(await self._router.fact(tenant, fact_id)))
+        await self._exchange.allow(request, tenant)
+        check_id("fact id", fact_id, schemas.FACT_ID_PATTERN)
+        return render(request, schemas.FactReply.of(await self._router.fact(tenant, fact_id)))
 
     async def forget(self, request: Request, tenant: str) -> Response:
         """Forget by ids; preview by query, tags or time; or retract."""
-        await self._allow(request, tenant)
-        value = await self._body(request)
-        asked = validate(schemas.ForgetRequest, value, self._limits)
+        await self._exchange.allow(request, tenant)
+        value = await self._exchange.body(request)
+        asked = validate(schemas.ForgetRequest, value, self._exchange.limits)
         if asked.ids is None:
             return await self._preview(request, tenant, asked)
         for fact_id in asked.ids:
-            _check_id("fact id", fact_id, schemas.FACT_ID_PATTERN)
+            check_id("fact id", fact_id, schemas.FACT_ID_PATTERN)
         if asked.dry_run:
-            return _render(request, _forgotten(await self._router.forget_dry_run(tenant, asked.ids)))
-        key = self._idempotency_key(request)
+            return render(request, _forgotten(await self._router.forget_dry_run(tenant, asked.ids)))
+        key = self._exchange.idempotency_key(request)
         if asked.retract:
-            once = _idempotency("retract", tenant, value, key)
+            once = idempotency_of("retract", tenant, value, key)
             return await self._retract(request, tenant, list(dict.fromkeys(asked.ids)), once)
-        receipt = await self._router.forget(tenant, asked.ids, _idempotency("forget", tenant, value, key))
-        return _render(request, _forgotten(receipt), replayed=receipt.replayed)
+        receipt = await self._router.forget(tenant, asked.ids, idempotency_of("forget", tenant, value, key))
+        return render(request, _forgotten(receipt), replayed=receipt.replayed)
 
     async def _preview(self, request: Request, tenant: str, asked: schemas.ForgetRequest) -> Response:
         tags = None if asked.tags is None else tuple(asked.tags)
-        limit = self._limits.page_facts_max
+        limit = self._exchange.limits.page_facts_max
         found = await self._router.preview(tenant, query=asked.query, tags=tags, before=asked.before_s(), limit=limit)
-        return _render(request, schemas.PreviewResponse(candidates=[schemas.FactReply.of(item) for item in found]))
+        return render(request, schemas.PreviewResponse(candidates=[schemas.FactReply.of(item) for item in found]))
 
     async def _retract(self, request: Request, tenant: str, fact_ids: list[str], once: Idempotency) -> Response:
         done = await self._router.retract(tenant, fact_ids, once)
         written = _written(done.written).model_dump()
         reply = schemas.RetractResponse(retracted=list(done.retracted), **written)
-        return _render(request, reply, replayed=reply.replayed)
+        return render(request, reply, replayed=reply.replayed)
 
     async def verify(self, request: Request, tenant: str) -> Response:
         """Rebuild the memory from the surviving facts and compare hashes."""
-        await self._allow(request, tenant)
+        await self._exchange.allow(request, tenant)
         found = await self._router.verify(tenant)
         reply = schemas.VerifyResponse(
             identical=found.identical,
@@ -204,14 +181,14 @@ class Routes:
             version=found.version,
             ms=round(found.ms, 3),
         )
-        return _render(request, reply)
+        return render(request, reply)
 
     # -- queries ------------------------------------------------------------------------------------------------
 
     async def query(self, request: Request, tenant: str) -> Response:
         """Answer a prompt with the memory's help; as server-sent events when `stream` is true."""
-        await self._allow(request, tenant)
-        asked = validate(schemas.QueryRequest, await self._body(request), self._limits)
+        await self._exchange.allow(request, tenant)
+        asked = validate(schemas.QueryRequest, await self._exchange.body(request), self._exchange.limits)
         query = _query(asked)
         if asked.stream:
             answer = await self._router.query_stream(tenant, query)
@@ -224,7 +201,7 @@ class Routes:
             finish_reason=done.generation.finish_reason,
             usage=schemas.QueryUsage(ms=done.ms, tokens=len(done.generation.tokens)),
         )
-        return _render(request, reply)
+        return render(request, reply)
 
     # -- health -------------------------------------------------------------------------------------------------
 
@@ -243,54 +220,9 @@ class Routes:
 
     async def status(self, request: Request) -> Response:
         """What every component says of itself."""
-        (await self._principal(request)).require_admin("see the status")
+        await self._exchange.admin(request, "see the status")
         components = await self._router.status()
-        return _render(request, {**components, "gateway": {"pid": os.getpid()}})
-
-    # -- before a route's work ----------------------------------------------------------------------------------
-
-    async def _principal(self, request: Request) -> PrincipalPort:
-        header = request.headers.get("authorization")
-        return await anyio.to_thread.run_sync(lambda: self._keys.authenticate(header, self._now()))
-
-    async def _allow(self, request: Request, tenant: str) -> None:
-        principal = await self._principal(request)
-        _check_id("tenant name", tenant, schemas.TENANT_PATTERN)
-        principal.require_tenant(tenant)
-
-    async def _body(self, request: Request) -> Any:
-        body = await read_body(request.headers, request.stream(), self._http.body_bytes_max)
-        return decode_body(request.headers.get("content-type"), body)
-
-    def _idempotency_key(self, request: Request) -> str:
-        key = request.headers.get("idempotency-key")
-        if key is None:
-            raise IdempotencyKeyRequired
-        length_max = self._limits.idempotency_key_chars_max
-        if len(key) > length_max or not _PRINTABLE.fullmatch(key):
-            raise IdempotencyKeyInvalid(len(key), length_max)
-        return key
-
-
-def _idempotency(endpoint: str, tenant: str, value: Any, key: str) -> Idempotency:
-    """The key with a digest of the request as its caller meant it: JSON or msgpack, key order and spaces aside."""
-    canonical = json.dumps([endpoint, tenant, value], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return Idempotency(key, hashlib.sha256(canonical.encode()).digest(), endpoint)
-
-
-def _check_id(what: str, value: str, pattern: str) -> None:
-    if not re.fullmatch(pattern, value):
-        raise InvalidId(what, clip(value), pattern)
-
-
-def _whole_number(request: Request, name: str, default: int, least: int, most: int) -> int:
-    given = request.query_params.get(name)
-    if given is None:
-        return default
-    if not _WHOLE_NUMBER.fullmatch(given) or not least <= int(given) <= most:
-        message = f"must be a whole number from {least} to {most}"
-        raise InvalidField(f"{name}: {message}", [{"loc": ["query", name], "msg": message, "got": clip(given)}])
-    return int(given)
+        return render(request, {**components, "gateway": {"pid": os.getpid()}})
 
 
 def _query(asked: schemas.QueryRequest) -> Query:
@@ -348,19 +280,8 @@ def _forgotten(receipt: ForgetReceipt) -> schemas.ForgetResponse:
         facts=receipt.facts,
         dry_run=receipt.dry_run,
         replayed=receipt.replayed,
+        outcome="not_applied" if receipt.dry_run else "applied",
+        receipt_id=receipt.receipt_id,
+        erase_by=None if receipt.erase_by is None else schemas.iso_time(receipt.erase_by),
         usage=schemas.Usage(ms=receipt.ms),
     )
-
-
-def _render(
-    request: Request, reply: BaseModel | dict[str, Any], status: int = 200, *, replayed: bool = False
-) -> Response:
-    """The reply as the caller asked for it; JSON unless `Accept` names msgpack first."""
-    value = reply.model_dump() if isinstance(reply, BaseModel) else reply
-    headers = {REPLAYED: "true"} if replayed else None
-    accepted = request.headers.get("accept", "")
-    named = [kind.partition(";")[0].strip().lower() for kind in accepted.split(",")]
-    if next((kind for kind in named if kind in {JSON, MSGPACK}), JSON) == MSGPACK:
-        packed: bytes = msgpack.packb(value)
-        return Response(packed, status, headers, media_type=MSGPACK)
-    return Response(orjson.dumps(value), status, headers, media_type=JSON)

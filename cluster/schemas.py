@@ -19,6 +19,8 @@ from memory_actor.types import FactRecord, FactText, Recall, TenantSummary
 
 TENANT_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
 FACT_ID_PATTERN = r"f_[0-9a-z]{26}"
+CHECKPOINT_ID_PATTERN = r"c_[0-9a-z]{26}"
+RECEIPT_ID_PATTERN = r"r_[0-9a-z]{26}"
 TAG_CHARS_MAX = 64
 INTEGER_MAX = 2**63 - 1
 
@@ -175,6 +177,12 @@ def iso_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+class Applied(BaseModel):
+    """Base of the replies to changes: the change is durable. `replayed`: it was applied by an earlier request."""
+
+    outcome: Literal["applied"] = "applied"
+
+
 class Usage(BaseModel):
     """Milliseconds by stage, and the LLM tokens that were generated."""
 
@@ -189,6 +197,7 @@ class TenantReply(BaseModel):
     facts: int
     version: int
     shards: int
+    residency: Literal["hot", "cold", "quarantined"] = "hot"
     state_hash: str | None = None
 
     @classmethod
@@ -204,11 +213,12 @@ def _tenant_fields(summary: TenantSummary) -> dict[str, Any]:
         "facts": summary.facts,
         "version": summary.version,
         "shards": summary.shards,
+        "residency": str(summary.residency),
         "state_hash": summary.state_hash,
     }
 
 
-class TenantCreatedReply(TenantReply):
+class TenantCreatedReply(TenantReply, Applied):
     """`key` is shown this once; a replayed request has `key` null and a hint how to get another."""
 
     key: str | None
@@ -221,8 +231,11 @@ class TenantCreatedReply(TenantReply):
         return cls(**_tenant_fields(summary), key=key, hint=hint, replayed=summary.replayed)
 
 
-class TenantDeletedReply(TenantReply):
+class TenantDeletedReply(TenantReply, Applied):
+    """`receipt_id` names the erasure of everything the tenant held."""
+
     deleted: Literal[True] = True
+    receipt_id: str | None = None
     replayed: bool = False
 
 
@@ -230,14 +243,14 @@ class TenantsReply(BaseModel):
     tenants: list[TenantReply]
 
 
-class KeyReply(BaseModel):
+class KeyReply(Applied):
     """A new key, shown this once; earlier keys of the tenant no longer work."""
 
     tenant: str
     key: str
 
 
-class WriteResponse(BaseModel):
+class WriteResponse(Applied):
     """An acknowledged write: durable, and visible to every query that starts after it."""
 
     ids: list[str]
@@ -317,7 +330,10 @@ class QueryResponse(RecallReply):
 
 
 class ForgetResponse(BaseModel):
-    """The receipt. Unknown and already forgotten ids are in `not_found`: forgetting is idempotent."""
+    """What was forgotten. Unknown and already forgotten ids are in `not_found`: forgetting is idempotent.
+
+    `receipt_id` names the erasure of the bytes, done by `erase_by`; null when nothing was forgotten.
+    """
 
     forgotten: list[str]
     not_found: list[str]
@@ -327,6 +343,9 @@ class ForgetResponse(BaseModel):
     facts: int
     dry_run: bool
     replayed: bool
+    outcome: Literal["applied", "not_applied"] = "applied"  # not_applied: a dry run
+    receipt_id: str | None = None
+    erase_by: str | None = None
     usage: Usage
 
 
@@ -337,7 +356,7 @@ class PreviewResponse(BaseModel):
     candidates: list[FactReply]
 
 
-class RetractResponse(BaseModel):
+class RetractResponse(Applied):
     """`retracted` facts are superseded by the facts `ids`, which answer "unknown"."""
 
     retracted: list[str]

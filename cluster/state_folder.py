@@ -5,6 +5,7 @@
     control.sqlite     hashes of API keys                  logs/           supervisor.log
     ray_token          token of our Ray (0600)             run.json        the running system, absent when none runs
     supervisor.lock    held by the running supervisor
+    keys/              root key, signing key, vaults       checkpoints/    the location `local`
 
 Checks come before changes: `check` raises and leaves the folder as it was.
 """
@@ -28,7 +29,19 @@ FORMAT = 1
 MARKER = "larimar.json"
 KNOWN_NAMES = frozenset(
     # `demo` and `bench` are state folders of their own, inside the default one.
-    {MARKER, "bundle", "ledger", "logs", "ray_token", "run.json", "supervisor.lock", "demo", "bench"}
+    {
+        MARKER,
+        "bundle",
+        "ledger",
+        "logs",
+        "ray_token",
+        "run.json",
+        "supervisor.lock",
+        "keys",
+        "checkpoints",
+        "demo",
+        "bench",
+    }
 )
 KNOWN_PREFIXES = (".bundle", "bundle.", "control.sqlite")  # scratch of an interrupted build; the database's WAL
 CHOOSE_ANOTHER = "Choose another folder with --state-dir"

@@ -26,6 +26,7 @@ import psutil
 
 from cluster.auth import KeyStore
 from cluster.bundle_builder import prepare_bundle
+from cluster.hardening import forbid_core_dumps
 from cluster.preflight import preflight
 from cluster.ray_environment import TEMP_PREFIX, make_temp_dir, plan_ray
 from cluster.reaper import reap, reaper
@@ -61,6 +62,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Start, announce, wait for `request_stop`, stop. Raises: StartupError."""
+        forbid_core_dumps()
         preflight(self._settings)
         with ExitStack() as stack:
             self._folder.prepare()
@@ -94,13 +96,10 @@ class Supervisor:
         self._folder.forget_recorded()
 
     def _check_ledgers(self, bundle: Bundle) -> None:
-        """Raises BundleMismatch, LedgerCorrupt or StateFolderUnusable before any process could meet them."""
-        from memory_actor.directory import check_actor_count, ledger_path  # noqa: PLC0415 - after the checks
-        from memory_actor.ledger_sqlite import check_sqlite  # noqa: PLC0415 - SQLAlchemy
+        """Raises what would keep a memory actor from opening its ledger, before any process could meet it."""
+        from cluster.ledger_check import check_ledgers  # noqa: PLC0415 - after the checks that cost nothing
 
-        check_actor_count(self._folder.path, self._settings.memory.actors)
-        for index in range(self._settings.memory.actors):
-            check_sqlite(ledger_path(self._folder.path, index), bundle.memory_config())
+        check_ledgers(self._settings, bundle.memory_config())
 
     def _start_ray(self, temp_dir: Path) -> None:
         self._tell(StageReached("Starting Ray"))
@@ -220,12 +219,12 @@ def _shut_down(settings: Settings) -> None:
     import ray  # noqa: PLC0415
     from ray import serve  # noqa: PLC0415
 
-    from cluster.app import kill_memory_actors  # noqa: PLC0415
+    from cluster.app import stop_memory_actors  # noqa: PLC0415
 
     with _going_on("serve.shutdown"):
         serve.shutdown()
     with _going_on("memory actors"):
-        kill_memory_actors(settings)
+        stop_memory_actors(settings)
     with _going_on("ray.shutdown"):
         ray.shutdown()
 

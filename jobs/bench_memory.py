@@ -103,7 +103,7 @@ def open_engine(folder: Path, config: MemoryConfig) -> MemoryEngine:
     def fail(error: BaseException) -> None:
         raise error
 
-    return MemoryEngine.open(0, folder / "bench.sqlite", config, EngineSettings(), on_poison=fail)
+    return MemoryEngine.open(0, folder, config, EngineSettings(), on_poison=fail)
 
 
 def median_ms(function: Callable[[], object], repeats: int) -> float:

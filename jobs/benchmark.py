@@ -13,11 +13,8 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,27 +26,36 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cluster.client import Client
-from cluster.ray_environment import free_port
-from cluster.state_folder import StateFolder
-from jobs import bench_memory, bench_service
+from jobs import bench_memory, bench_service, bench_storage
+from jobs.own_system import OwnSystem
 from workers.bundle import Bundle, materialise_bundle
 from workers.fact_encoder import FactEncoder
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One figure: its JSON key, what it is, its bar, and whether it must stay below or above it."""
+    """One figure: its JSON key, what it is, its bar (None: reported only), and whether it must stay below or above."""
 
     key: str
     what: str
-    bar: float
+    bar: float | None
     unit: str
     at_most: bool = True
 
     def met(self, value: float) -> bool:
+        if self.bar is None:
+            return True
         return value <= self.bar if self.at_most else value >= self.bar
 
+    def verdict(self, value: float) -> str:
+        """Whether the bar is met: "yes", "no", or "none" for what has no bar."""
+        if self.bar is None:
+            return "none"
+        return "yes" if self.met(value) else "no"
+
     def bar_text(self) -> str:
+        if self.bar is None:
+            return "none"
         return f"{'≤' if self.at_most else '≥'} {self.bar:g} {self.unit}".strip()
 
 
@@ -63,6 +69,11 @@ MEASURES = (
     Measure("scope_read_10k_ms", "scope and read, 10,000 facts in the tenant", 5, "ms"),
     Measure("query_overhead_ms", "query to first token, over the bare decoder", 25, "ms"),
     Measure("write_growth_ratio", "write p50 with 100,000 facts stored, relative to 100", 1.2, "x"),
+    Measure("commit_p50_ms", "durable commit of one fact, keys included, p50", 2, "ms"),
+    Measure("commit_batch_facts_per_s", "durable commits of 256 facts", 10_000, "facts/s", at_most=False),
+    Measure("wake_p50_ms", "cold tenant of 512 facts wakes, one thread, p50", 50, "ms"),
+    Measure("checkpoint_mb_per_s", "checkpoint of 512 facts, sealed, synced and read back", None, "MB/s"),
+    Measure("restore_facts_per_s", "restore of 512 facts into a new tenant", None, "facts/s"),
     Measure("rss_gb", "resident memory of all processes, idle", 4, "GB"),
 )
 
@@ -99,8 +110,9 @@ def table(result: dict[str, Any]) -> Table:
         shown.add_column(column, justify="left" if column == "measure" else "right")
     for measure in MEASURES:
         value = result[measure.key]
-        met = "[green]yes[/]" if measure.met(value) else "[red]no[/]"
-        shown.add_row(measure.what, f"{value:g} {measure.unit}".strip(), measure.bar_text(), met)
+        colour = "green" if measure.met(value) else "red"
+        verdict = f"[{colour}]{measure.verdict(value)}[/]"
+        shown.add_row(measure.what, f"{value:g} {measure.unit}".strip(), measure.bar_text(), verdict)
     return shown
 
 
@@ -111,13 +123,17 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---:|---:|:-:|",
         *(
             f"| {measure.what} | {result[measure.key]:g} {measure.unit}".rstrip()
-            + f" | {measure.bar_text()} | {'yes' if measure.met(result[measure.key]) else '**no**'} |"
+            + f" | {measure.bar_text()} | {_emphasised(measure.verdict(result[measure.key]))} |"
             for measure in MEASURES
         ),
         "",
         f"Machine: {result['machine']}; torch {result['torch']}, ray {result['ray']}.",
     ]
     return "\n".join(lines)
+
+
+def _emphasised(verdict: str) -> str:
+    return "**no**" if verdict == "no" else verdict
 
 
 def machine() -> dict[str, Any]:
@@ -139,12 +155,20 @@ def _memory_figures(bundle: Bundle, facts: int, progress: Progress) -> dict[str,
         with _task(progress, "growth of the write", facts + 100) as advance:
             growth = bench_memory.write_growth_ratio(engine, config, facts, advance)
         engine.close()
-    return {"memory_update_ms": update_ms, "scope_read_10k_ms": read_ms, "write_growth_ratio": growth}
+    with tempfile.TemporaryDirectory(prefix="larimar-bench-") as folder, _task(progress, "storage", 3) as advance:
+        storage = {"commit_p50_ms": bench_storage.commit_p50_ms(Path(folder) / "single", config)}
+        advance(1)
+        rate = bench_storage.commit_batch_facts_per_s(Path(folder) / "batch", config)
+        advance(1)
+        storage |= {"commit_batch_facts_per_s": rate} | bench_storage.tenant_figures(Path(folder) / "tenant", config)
+        advance(1)
+    return storage | {"memory_update_ms": update_ms, "scope_read_10k_ms": read_ms, "write_growth_ratio": growth}
 
 
 def _service_figures(state_dir: Path, bundle: Bundle, progress: Progress) -> dict[str, float]:
     with _task(progress, "warm start", 1) as advance:
-        running = RunningBenchSystem(state_dir)
+        system = OwnSystem(state_dir)
+        running = system.handle
         advance(1)
     try:
         rss_gb = bench_service.resident_gb(running.pid)
@@ -158,9 +182,9 @@ def _service_figures(state_dir: Path, bundle: Bundle, progress: Progress) -> dic
             with _task(progress, "queries", 43) as advance:
                 query_ms = bench_service.query_overhead_ms(client, bundle, 40, advance)
     finally:
-        running.stop()
+        system.stop()
     return {
-        "warm_start_s": running.warm_start_s,
+        "warm_start_s": system.warm_start_s,
         "write_p50_ms": writes.p50_ms,
         "write_p99_ms": writes.p99_ms,
         "write_overhead_p50_ms": writes.overhead_p50_ms,
@@ -168,35 +192,6 @@ def _service_figures(state_dir: Path, bundle: Bundle, progress: Progress) -> dic
         "query_overhead_ms": query_ms,
         "rss_gb": rss_gb,
     }
-
-
-class RunningBenchSystem:
-    """A system started through the command line, as a user would, on an empty ledger and a free port."""
-
-    def __init__(self, state_dir: Path) -> None:
-        for leftover in ("ledger", "control.sqlite", "control.sqlite-wal", "control.sqlite-shm"):
-            path = state_dir / leftover
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        self._state_dir = state_dir
-        self._environment = {**os.environ, "LARIMAR_CONFIG_DIR": str(state_dir / "client")}
-        started = time.perf_counter()
-        reply = json.loads(self._larimar("up", "--port", str(free_port()), "-o", "json"))
-        self.warm_start_s = time.perf_counter() - started
-        self.admin_key = str(reply["admin_key"])
-        recorded = StateFolder(state_dir).running()
-        if recorded is None:
-            raise RuntimeError("the system is up but left no record of itself")
-        self.url, self.pid = recorded.url, recorded.pid
-
-    def stop(self) -> None:
-        self._larimar("down")
-
-    def _larimar(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "cluster", *arguments, "--state-dir", str(self._state_dir)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self._environment)  # noqa: S603
-        if done.returncode:
-            raise RuntimeError(f"larimar {arguments[0]} failed ({done.returncode}): {done.stderr or done.stdout}")
-        return done.stdout
 
 
 def _bundle(state_dir: Path, progress: Progress) -> Bundle:

@@ -41,22 +41,23 @@ def ledger_path(state_dir: Path, index: int) -> Path:
     return state_dir / "ledger" / f"memory-{index:02d}.sqlite"
 
 
-def check_actor_count(state_dir: Path, actors: int) -> None:
-    """Refuse a number of actors that would look for tenants in files where they are not.
+def check_actor_count(state_dir: Path, actors: int, on_server: int | None = None) -> None:
+    """Refuse a number of actors that would look for tenants in ledgers where they are not.
 
     The first call notes the number in the file `ledger/actors`; it binds once a ledger exists. Call before any ledger
-    is opened. Raises StateFolderUnusable.
+    is opened. Args: on_server: how many there are on a database server, None for files. Raises StateFolderUnusable.
     """
     folder = state_dir / "ledger"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         ledgers = [path for path in folder.iterdir() if _LEDGER_FILE.fullmatch(path.name)]
         note = folder / "actors"
-        if not ledgers:
+        known = len(ledgers) if on_server is None else on_server
+        if not known:
             _write_durably(note, f"{actors}\n")
             return
         # A note cannot be missing beside ledgers unless somebody removed it; then the files are the best evidence.
-        noted = note.read_text("ascii").strip() if note.exists() else str(len(ledgers))
+        noted = note.read_text("ascii").strip() if note.exists() else str(known)
     except (OSError, UnicodeDecodeError) as error:
         cure = "Make the folder readable and writable for this user, or choose another state folder"
         raise StateFolderUnusable(str(state_dir), f"its ledger folder cannot be used: {error}", cure) from error

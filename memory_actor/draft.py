@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from memory_actor.effects import FactsForgotten, FactsWritten, StoredFact
+from memory_actor.effects import Erasure, FactsForgotten, FactsWritten, StoredFact
 from memory_actor.episodic_memory import EXACT_INTEGER_MAX
 from memory_actor.errors import EncodingMismatch, MemoryCapacityExceeded, NonFiniteEncoding
 from memory_actor.state_hash import state_hash
@@ -35,6 +35,23 @@ class Draft:
         self._removed: dict[str, StoredFact] = {}  # of those the memory holds
         self._prompts: dict[bytes, list[str]] = {}  # live drafted facts by prompt digest
         self._hidden: set[str] = set()  # facts of the memory that no prompt finds any more
+        #: Ids that any request so far has ended, superseded ones included: no restore may bring them back.
+        self.ended: set[str] = set()
+
+    @property
+    def tenant(self) -> TenantMemory:
+        """The memory this is drafted on, which `Prepared` has to be applied to."""
+        return self._tenant
+
+    @property
+    def version(self) -> int:
+        """The tenant's version as if everything drafted so far were applied."""
+        return self._version
+
+    @property
+    def next_seq(self) -> int:
+        """The position the next fact will take."""
+        return self._next_seq
 
     @property
     def facts(self) -> int:
@@ -51,10 +68,21 @@ class Draft:
         total = self._tenant.total()
         total.merge_(sums(config, list(self._added.values())))
         total.merge_(sums(config, list(self._removed.values())), alpha=-1)
-        return state_hash(config, total, (self._tenant.facts.keys() | self._added.keys()) - self._removed.keys())
+        return state_hash(config, total, self.live_ids())
 
-    def write(self, texts: Sequence[FactText], encoded: EncodedFacts, fact_ids: Sequence[str], now: float) -> Prepared:
-        """Prepare a write of N facts. `effect.forgotten` are the facts it supersedes.
+    def live_ids(self) -> set[str]:
+        """Ids of the live facts as if everything drafted so far were applied."""
+        return (self._tenant.facts.keys() | self._added.keys()) - self._removed.keys()
+
+    def write(
+        self,
+        texts: Sequence[FactText],
+        encoded: EncodedFacts,
+        fact_ids: Sequence[str],
+        now: float,
+        erasure: Erasure | None = None,
+    ) -> Prepared:
+        """Prepare a write of N facts. `effect.forgotten` are the facts it supersedes; `erasure` is for their bytes.
 
         A fact supersedes every live fact with the same prompt, one earlier in the same request included, unless it
         says `keep_both`. Raises EncodingMismatch, NonFiniteEncoding, MemoryCapacityExceeded; then nothing changed.
@@ -84,7 +112,9 @@ class Draft:
         self._added.update(facts)
         self._next_seq += len(texts)
         self._version += 1
-        effect = FactsWritten(self._tenant.name, self._version, tuple(facts.values()), tuple(ended))
+        effect = FactsWritten(
+            self._tenant.name, self._version, tuple(facts.values()), tuple(ended), erasure if ended else None
+        )
         return Prepared(effect, removed, tuple(superseded))
 
     def forget(self, fact_ids: Sequence[str]) -> Prepared:
@@ -126,6 +156,7 @@ class Draft:
         for fact_id in fact_ids:
             if self._added.pop(fact_id, None) is None:
                 self._removed[fact_id] = rows[fact_id]
+        self.ended.update(fact_ids)
         return tuple(rows[fact_id] for fact_id in fact_ids)
 
     def _check_exact_range(self, new_rows: int) -> None:
@@ -158,6 +189,7 @@ class Draft:
                 target_tokens=int(encoded.target_tokens[i]),
                 prompt_digest=prompt_digest(text.prompt, tenant.salt),
                 created_at=now,
+                version=self._version + 1,
                 tags=text.tags,
                 prompt=text.prompt if keep_text else None,
                 target=text.target if keep_text else None,

@@ -191,6 +191,12 @@ class InvalidLocation(LarimarError):
     template = "checkpoint location {name!r} is not configured; configured are {allowed} (checkpoints.locations)"
 
 
+class ReceiptInvalid(LarimarError):
+    code, title, http_status = "receipt_invalid", "Receipt is not genuine", 422
+    fields = ("reason",)
+    template = "this is not a genuine receipt: {reason}"
+
+
 class LocationUnavailable(LarimarError):
     code, title, http_status, retryable = "location_unavailable", "Checkpoint storage failed", 503, True
     fields = ("name", "reason")
@@ -260,6 +266,18 @@ class StateFolderUnusable(StartupError):
     code, title = "state_folder_unusable", "State folder cannot be used"
     fields = ("path", "reason", "cure")
     template = "state folder {path}: {reason}. {cure}"
+
+
+class StateFolderBusy(StateFolderUnusable):
+    """Another process holds a file of it; one that is about to end lets go by itself."""
+
+
+class LedgerServerUnusable(StartupError):
+    """The PostgreSQL server cannot be reached, or does not keep what it confirms. `location` holds no secret."""
+
+    code, title = "ledger_server_unusable", "Ledger server cannot be used"
+    fields = ("location", "reason", "cure")
+    template = "ledger {location}: {reason}. Nothing was changed. {cure}"
 
 
 class LedgerCorrupt(StartupError):

@@ -6,7 +6,6 @@ have passed.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import sqlite3
@@ -21,42 +20,71 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
-from memory_actor.errors import BundleMismatch, LarimarError, LedgerCorrupt, StateFolderUnusable
+from memory_actor.crash_points import reached
+from memory_actor.errors import LedgerCorrupt, LedgerFailed
+from memory_actor.ledger_meta import (
+    UNSWEPT,
+    check_identity,
+    check_vault,
+    get_meta,
+    identity_of,
+    known_revisions,
+    put_meta,
+    take_epoch,
+    upgrade,
+)
+from memory_actor.ledger_opened import OpenedLedger
 from memory_actor.ledger_rows import checksum
-from memory_actor.ledger_schema import APPLICATION_ID, HEAD, actor_epoch, meta, metadata
+from memory_actor.ledger_schema import APPLICATION_ID, HEAD, meta, metadata
+from memory_actor.sqlite_errors import is_damage, is_undecodable, opening_error, reason_of, unusable
 from memory_actor.types import MemoryConfig
 
 if TYPE_CHECKING:
-    from alembic.config import Config
+    from memory_actor.vault import Vault
 
-_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR})
-_REASONS = {
-    sqlite3.SQLITE_BUSY: "another process holds it",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
-    sqlite3.SQLITE_CONSTRAINT: "a row contradicts another",
-    sqlite3.SQLITE_CORRUPT: "its structure is damaged",
-    sqlite3.SQLITE_FULL: "the disk is full",
-    sqlite3.SQLITE_IOERR: "the disk reports an error",
-    sqlite3.SQLITE_NOTADB: "it is not a SQLite database",
-    sqlite3.SQLITE_READONLY: "it is read-only",
-}
-_IDENTITY = ("fingerprint", "key_size", "address_size", "latent_size", "address_scale", "latent_scale")
+_NEEDED = ("identity", "salt", "schema")
 _SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_stat%' ORDER BY type, name"
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedLedger:
-    """A ledger database that is checked, migrated, locked and fenced: what `Ledger` works on."""
+@dataclass(frozen=True, kw_only=True)
+class SqliteLedger(OpenedLedger):
+    """An open ledger file. `driver` is the connection under SQLAlchemy's, for what must not be in a transaction."""
 
-    connection: sa.Connection
-    location: str
-    salt: bytes
-    epoch: int
+    engine_name = "sqlite"
 
-    def close(self) -> None:
-        """Release the connection and with it the lock."""
-        self.connection.close()
-        self.connection.engine.dispose()
+    path: Path
+    driver: sqlite3.Connection
+
+    def lock_epoch(self) -> int:
+        """See `OpenedLedger`; the lock is that of the file, held since it was opened."""
+        newest: int = self.connection.exec_driver_sql("SELECT max(epoch) FROM actor_epoch").scalar_one()
+        return newest
+
+    def truncate_log(self) -> None:
+        """Move the write-ahead log into the file, where deleted rows are overwritten, and empty it."""
+        try:
+            busy, *_ = self.driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise LedgerFailed(self.location, reason_of(error)) from error
+        if busy:
+            raise LedgerFailed(self.location, "its write-ahead log could not be emptied")
+
+    def free_bytes(self) -> int | None:
+        """Free space for this user where ledger and vault are, the smaller of the two."""
+        spaces = [os.statvfs(folder) for folder in {self.path.parent, Path(self.vault.location).parent}]
+        return min(space.f_bavail * space.f_frsize for space in spaces)
+
+    def is_damage(self, error: BaseException | None) -> bool:
+        """See `OpenedLedger`."""
+        return is_damage(error)
+
+    def is_undecodable(self, error: BaseException | None) -> bool:
+        """See `OpenedLedger`."""
+        return is_undecodable(error)
+
+    def reason_of(self, error: BaseException | None) -> str:
+        """See `OpenedLedger`."""
+        return reason_of(error)
 
 
 class _Stage(Enum):
@@ -65,10 +93,11 @@ class _Stage(Enum):
     CURRENT = "tables of this release"
 
 
-def open_sqlite(path: Path, config: MemoryConfig, owner: str, now: float) -> OpenedLedger:
+def open_sqlite(path: Path, config: MemoryConfig, owner: str, now: float, vault: Vault) -> OpenedLedger:
     """Open or create the ledger file `path` and take the next epoch for `owner`.
 
-    The salt for hashing idempotency keys is drawn here, once, when the file is created.
+    The salt for hashing idempotency keys is drawn here, once, when the file is created. A file of an earlier release
+    is migrated, its facts sealed with keys from `vault`; after an interruption that begins again.
     Raises StateFolderUnusable (not writable, or another process holds it), LedgerCorrupt, BundleMismatch.
     """
     path = path.absolute()
@@ -84,9 +113,26 @@ def open_sqlite(path: Path, config: MemoryConfig, owner: str, now: float) -> Ope
         try:
             connection = undo.enter_context(engine.connect())
             with connection.begin():
-                opened = _take_over(connection, path, stage, config, owner=owner, now=now)
+                meta_rows = _make_tables(connection, path, stage, config, vault)
+            if UNSWEPT in meta_rows:
+                _sweep(connection, driver)
+            with connection.begin():
+                epoch = take_epoch(connection, owner, now)
         except sa.exc.DBAPIError as error:
             raise opening_error(path, error.orig) from error
+        except sqlite3.Error as error:
+            raise opening_error(path, error) from error
+        except OSError as error:
+            raise unusable(path, error.strerror or str(error)) from error
+        opened = SqliteLedger(
+            connection=connection,
+            location=str(path),
+            salt=meta_rows["salt"],
+            epoch=epoch,
+            vault=vault,
+            path=path,
+            driver=driver,
+        )
         undo.pop_all()  # nothing failed: the connection stays
     return opened
 
@@ -100,56 +146,41 @@ def check_sqlite(path: Path, config: MemoryConfig) -> None:
         _inspect(path.absolute(), config)
 
 
-def _take_over(
-    connection: sa.Connection, path: Path, stage: _Stage, config: MemoryConfig, *, owner: str, now: float
-) -> OpenedLedger:
-    """Create or migrate what is missing and take the next epoch, all in the caller's transaction."""
+def needs_vault(path: Path) -> bool:
+    """Whether a ledger file was sealed with a vault, which must exist then. False for what is no ledger at all."""
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(_uri(path, _reading_mode(path)), uri=True, timeout=0)) as driver:
+            return driver.execute("SELECT 1 FROM meta WHERE name = 'vault'").fetchone() is not None
+    except (sqlite3.Error, UnicodeDecodeError):
+        return False  # opening the ledger will say what is wrong with it
+
+
+def _make_tables(
+    connection: sa.Connection, path: Path, stage: _Stage, config: MemoryConfig, vault: Vault
+) -> dict[str, bytes]:
+    """Create or migrate what is missing in the caller's transaction; returns the meta rows."""
     if stage is not _Stage.CURRENT:
-        _upgrade(connection)
+        upgrade(connection, vault, str(path))
+        put_meta(connection, {"vault": vault.identity.encode()})
+        put_meta(connection, {"schema": _schema_digest(connection.exec_driver_sql(_SCHEMA))})
     if stage is _Stage.EMPTY:
-        _put_meta(connection, {"identity": _identity(config), "salt": secrets.token_bytes(32)})
-    if stage is not _Stage.CURRENT:
-        _put_meta(connection, {"schema": _schema_digest(connection.exec_driver_sql(_SCHEMA))})
-    salt = _get_meta(connection.execute(sa.select(meta)), str(path))["salt"]
-    epoch = (connection.execute(sa.select(sa.func.max(actor_epoch.c.epoch))).scalar() or 0) + 1
-    connection.execute(sa.insert(actor_epoch), {"epoch": epoch, "owner": owner, "started_at": float(now)})
-    return OpenedLedger(connection, str(path), salt, epoch)
+        put_meta(connection, {"identity": identity_of(config), "salt": secrets.token_bytes(32)})
+    if stage is _Stage.OLD:
+        put_meta(connection, {UNSWEPT: b""})
+    meta_rows = get_meta(connection.execute(sa.select(meta)), str(path), (*_NEEDED, "vault"))
+    check_vault(meta_rows["vault"], vault, str(path))
+    return meta_rows
 
 
-# -- errors -----------------------------------------------------------------------------------------------------
-
-
-def reason_of(error: BaseException | None) -> str:
-    """What the database says, in our words: messages of the driver may quote stored text."""
-    code = getattr(error, "sqlite_errorcode", -1)
-    name = getattr(error, "sqlite_errorname", type(error).__name__)
-    return f"{_REASONS[code & 0xFF]} ({name})" if code & 0xFF in _REASONS else name
-
-
-def is_damage(error: BaseException | None) -> bool:
-    """Whether a failed read means that the file is not what was written (rather than that it cannot be reached)."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # raised by the driver itself, for text that is not UTF-8
-        return isinstance(error, (sqlite3.OperationalError, UnicodeDecodeError))
-    return code & 0xFF in _DAMAGE
-
-
-def opening_error(path: Path, error: BaseException | None) -> LarimarError:
-    """The error for a failed open: damaged, in use, or not writable."""
-    if is_damage(error):
-        return LedgerCorrupt(str(path), f"it cannot be read as a ledger: {reason_of(error)}")
-    if getattr(error, "sqlite_errorcode", -1) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-        return StateFolderUnusable(
-            str(path.parent),
-            f"{path.name} is in use by another larimar process",
-            "Stop that one ('larimar down') or choose another state folder",
-        )
-    return _unusable(path, reason_of(error))
-
-
-def _unusable(path: Path, reason: str) -> StateFolderUnusable:
-    cure = "Make the folder and the file readable and writable for this user, or choose another state folder"
-    return StateFolderUnusable(str(path.parent), f"{path.name} cannot be opened for writing: {reason}", cure)
+def _sweep(connection: sa.Connection, driver: sqlite3.Connection) -> None:
+    """Rid file and log of what the tables of an earlier release held; then take down the note that it is still due."""
+    reached("migrate.mid_copy")
+    driver.execute("VACUUM")
+    driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with connection.begin():
+        connection.execute(sa.delete(meta).where(meta.c.name == UNSWEPT))
 
 
 # -- checks, which change nothing -------------------------------------------------------------------------------
@@ -162,21 +193,17 @@ def _ensure_file(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         if not path.is_file():
-            raise _unusable(path, "it is not a file") from None
+            raise unusable(path, "it is not a file") from None
         if not os.access(path, os.R_OK | os.W_OK):
-            raise _unusable(path, "permission denied") from None
+            raise unusable(path, "permission denied") from None
     except OSError as error:
-        raise _unusable(path, error.strerror or str(error)) from error
+        raise unusable(path, error.strerror or str(error)) from error
 
 
 def _inspect(path: Path, config: MemoryConfig) -> _Stage:
     """Check header, tables, page structure, indexes, revision and identity. Reads the whole file, about 5 µs a fact."""
-    wal = path.with_name(path.name + "-wal")
-    # Without a write-ahead log the file is complete as it stands; `immutable` then leaves no -shm file behind. It
-    # also takes no lock, which is fine: the real connection takes it before anything is written.
-    mode = "ro" if wal.exists() and wal.stat().st_size > 0 else "ro&immutable=1"
     try:
-        with closing(sqlite3.connect(_uri(path, mode), uri=True, timeout=0)) as driver:
+        with closing(sqlite3.connect(_uri(path, _reading_mode(path)), uri=True, timeout=0)) as driver:
             return _inspect_tables(driver, path, config)
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the driver fails to decode messages that quote damaged text
         raise opening_error(path, error) from error
@@ -194,22 +221,31 @@ def _inspect_tables(driver: sqlite3.Connection, path: Path, config: MemoryConfig
     if not revisions:
         raise LedgerCorrupt(str(path), "it does not say which release made its tables")
     stage = _Stage.CURRENT if revisions[0][0] == HEAD else _Stage.OLD
-    if stage is _Stage.OLD and revisions[0][0] not in _known_revisions():
+    if stage is _Stage.OLD and revisions[0][0] not in known_revisions():
         raise LedgerCorrupt(str(path), f"its tables have revision {revisions[0][0]!r}, which this release cannot read")
     if stage is _Stage.CURRENT and missing:
         raise LedgerCorrupt(str(path), f"tables are missing: {', '.join(sorted(missing))}")
     problem = driver.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if problem != "ok":
         raise LedgerCorrupt(str(path), "its page structure is damaged (PRAGMA integrity_check)")
-    stored = _get_meta(driver.execute("SELECT name, value, checksum FROM meta"), str(path))
+    stored = get_meta(driver.execute("SELECT name, value, checksum FROM meta"), str(path), _NEEDED)
     if stored["schema"] != _schema_digest(schema):
         raise LedgerCorrupt(str(path), "its table definitions were changed")
-    if stored["identity"] != _identity(config):
-        raise BundleMismatch(str(path), _describe(stored["identity"]), _describe(_identity(config)))
+    check_identity(stored["identity"], config, str(path))
     return stage
 
 
 # -- connection -------------------------------------------------------------------------------------------------
+
+
+def _reading_mode(path: Path) -> str:
+    """How to read without changing anything.
+
+    Without a write-ahead log the file is complete as it stands; `immutable` then leaves no -shm file behind. It also
+    takes no lock, which is fine: the real connection takes it before anything is written.
+    """
+    wal = path.with_name(path.name + "-wal")
+    return "ro" if wal.exists() and wal.stat().st_size > 0 else "ro&immutable=1"
 
 
 def _uri(path: Path, mode: str) -> str:
@@ -222,6 +258,7 @@ def _connect(path: Path, stage: _Stage) -> sqlite3.Connection:
     try:
         driver.execute("PRAGMA locking_mode=EXCLUSIVE")
         driver.execute("PRAGMA secure_delete=ON")
+        driver.execute("PRAGMA temp_store=MEMORY")  # a migration sorts rows that are not sealed yet
         if stage is _Stage.EMPTY:
             # Before the switch to the write-ahead log, so that the header says whose file this is from the start.
             driver.execute(f"PRAGMA application_id={APPLICATION_ID}")
@@ -242,60 +279,8 @@ def _connect(path: Path, stage: _Stage) -> sqlite3.Connection:
 def _require_wal(driver: sqlite3.Connection, path: Path) -> None:
     mode = driver.execute("PRAGMA journal_mode=WAL").fetchone()[0]
     if mode != "wal":
-        raise _unusable(path, f"the file system allows journal mode {mode!r} only")
-
-
-# -- migrations (Alembic costs 0.3 s to import, so only when there is something to migrate) -------------------------
-
-
-def _alembic_config() -> Config:
-    from alembic.config import Config  # noqa: PLC0415 - see above
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    return config
-
-
-def _known_revisions() -> set[str]:
-    from alembic.script import ScriptDirectory  # noqa: PLC0415 - see above
-
-    return {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
-
-
-def _upgrade(connection: sa.Connection) -> None:
-    from alembic import command  # noqa: PLC0415 - see above
-
-    config = _alembic_config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, HEAD)
-
-
-# -- meta -------------------------------------------------------------------------------------------------------
-
-
-def _identity(config: MemoryConfig) -> bytes:
-    return json.dumps({name: getattr(config, name) for name in _IDENTITY}).encode()
-
-
-def _describe(identity: bytes) -> str:
-    values = json.loads(identity)
-    sizes = f"D {values['key_size']}, K {values['address_size']}, C {values['latent_size']}"
-    return f"{values['fingerprint']} ({sizes}, scales {values['address_scale']} and {values['latent_scale']})"
+        raise unusable(path, f"the file system allows journal mode {mode!r} only")
 
 
 def _schema_digest(rows: Iterable[Any]) -> bytes:
     return checksum([list(row) for row in rows])
-
-
-def _put_meta(connection: sa.Connection, values: dict[str, bytes]) -> None:
-    connection.execute(sa.delete(meta).where(meta.c.name.in_(values)))
-    rows = [{"name": name, "value": value, "checksum": checksum((name, value))} for name, value in values.items()]
-    connection.execute(sa.insert(meta), rows)
-
-
-def _get_meta(rows: Iterable[Any], location: str) -> dict[str, bytes]:
-    """All meta rows by name. Raises LedgerCorrupt when one is missing or changed."""
-    values = {name: value for name, value, stored in rows if checksum((name, value)) == stored}
-    if not {"identity", "salt", "schema"} <= values.keys():
-        raise LedgerCorrupt(location, "its identity is damaged")
-    return values

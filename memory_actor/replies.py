@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgpack
 
-from memory_actor.types import ForgetReceipt, Retention, TenantSummary, WriteReply, as_plain
+from memory_actor.types import ForgetReceipt, Residency, RestoreReply, Retention, TenantSummary, WriteReply, as_plain
 
 
 def pack_write(reply: WriteReply) -> bytes:
@@ -34,7 +35,19 @@ def pack_summary(summary: TenantSummary) -> bytes:
 
 def unpack_summary(stored: bytes) -> TenantSummary:
     body = _unpack(stored)
-    return TenantSummary(**{**body, "retention": Retention(body["retention"]), "replayed": True})
+    # Replies of earlier releases do not say where the memory was: then it was always in memory.
+    residency = Residency(body.get("residency", Residency.HOT))
+    return TenantSummary(
+        **{**body, "retention": Retention(body["retention"]), "residency": residency, "replayed": True}
+    )
+
+
+def pack_restored(reply: RestoreReply) -> bytes:
+    return _pack(as_plain(replace(reply, ms={})))
+
+
+def unpack_restored(stored: bytes) -> RestoreReply:
+    return RestoreReply(**{**_unpack(stored), "replayed": True})
 
 
 def _pack(body: dict[str, Any]) -> bytes:

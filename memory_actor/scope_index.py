@@ -7,6 +7,7 @@ Dimension legend: N keys, D key size.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,11 @@ class ScopeIndex:
     def __len__(self) -> int:
         return len(self._fact_ids)
 
+    @property
+    def bytes(self) -> int:
+        """What the keys take in memory."""
+        return len(self._fact_ids) * self._key_size * 4
+
     def __contains__(self, fact_id: str) -> bool:
         return fact_id in self._positions
 
@@ -55,16 +61,25 @@ class ScopeIndex:
         if fact_id in self._positions:
             raise ValueError(f"fact {fact_id} is in the index already")
         position = len(self._fact_ids)
-        block, row = divmod(position, BLOCK_ROWS)
-        if block == len(self._blocks):
-            # NumPy's zeros take no memory before they are written to: a small tenant pays for its own rows only.
-            empty = np.zeros((BLOCK_ROWS, self._key_size), dtype=np.float32)
-            self._blocks.append(torch.from_numpy(empty).to(self._device))
         # float16 keys are unit to a thousandth only; left so, a longer neighbour would beat a fact's own key.
-        self._blocks[block][row] = _unit(key).to(self._device)
+        self._write(position, _unit(key).unsqueeze(0))
         self._positions[fact_id] = position
         self._seqs.append(seq)
         self._fact_ids.append(fact_id)
+
+    def add_many(self, fact_ids: Sequence[str], keys: Tensor, seqs: Sequence[int]) -> None:
+        """Append N keys (N, D) at once: what N calls of `add` do, at a fraction of their cost."""
+        if keys.shape != (len(fact_ids), self._key_size) or len(seqs) != len(fact_ids):
+            raise ValueError(f"{len(fact_ids)} facts, {len(seqs)} seqs and keys {tuple(keys.shape)} do not fit")
+        start = len(self._fact_ids)
+        positions = {fact_id: start + i for i, fact_id in enumerate(fact_ids)}
+        if len(positions) != len(fact_ids) or not positions.keys().isdisjoint(self._positions):
+            raise ValueError("a fact is in the index already")
+        k = keys.to(torch.float32)
+        self._write(start, k / k.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        self._positions.update(positions)
+        self._seqs.extend(seqs)
+        self._fact_ids.extend(fact_ids)
 
     def remove(self, fact_id: str) -> None:
         """Drop one key; the last one takes its place. Raises KeyError for an unknown fact."""
@@ -110,6 +125,19 @@ class ScopeIndex:
         best = scores.topk(min(limit, len(scores)))
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         return [Neighbour(self._fact_ids[index], score) for score, index in pairs if score >= threshold]
+
+    def _write(self, start: int, rows: Tensor) -> None:
+        """Put unit rows (N, D) at positions from `start`, the first free one, on; adds blocks as needed."""
+        done = 0
+        while done < rows.shape[0]:
+            block, row = divmod(start + done, BLOCK_ROWS)
+            if block == len(self._blocks):
+                # NumPy's zeros take no memory before they are written to: a small tenant pays for its own rows only.
+                empty = np.zeros((BLOCK_ROWS, self._key_size), dtype=np.float32)
+                self._blocks.append(torch.from_numpy(empty).to(self._device))
+            count = min(rows.shape[0] - done, BLOCK_ROWS - row)
+            self._blocks[block][row : row + count] = rows[done : done + count].to(self._device)
+            done += count
 
     def _scores(self, query: Tensor) -> Tensor | None:
         """Cosines (N,) to all keys present at the start."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from memory_actor.episodic_memory import SufficientStatistics, solve
@@ -51,6 +53,14 @@ class Shard:
         return list(self._fact_rows)
 
     @property
+    def bytes(self) -> int:
+        """What it takes in memory: addresses, own sums, M."""
+        tensors = [self._addresses, self._lengths, self._memory]
+        if self.statistics is not None and self.statistics.rows:
+            tensors += [self.statistics.cov, self.statistics.cross]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    @property
     def memory(self) -> Tensor | None:
         """M (K, C) float32 if solved since the last change, else None."""
         return self._memory if self._memory_changes == self.changes else None
@@ -64,14 +74,20 @@ class Shard:
 
     def add(self, fact_id: str, addresses: Tensor) -> None:
         """Take in one fact's rows, addresses (P, K) int8. The caller adds to `statistics` (in bulk)."""
+        self.add_many([fact_id], addresses, [addresses.shape[0]])
+
+    def add_many(self, fact_ids: Sequence[str], addresses: Tensor, rows: Sequence[int]) -> None:
+        """Take in N facts, parts consecutive in `addresses` (R, K) int8; fact i owns `rows[i]` of them."""
         count = addresses.shape[0]
         if count > self.room:
             raise ValueError(f"{count} rows do not fit into the {self.room} left")
         start = self.rows
         self._addresses[start : start + count] = addresses
         self._lengths[start : start + count] = addresses.to(torch.float32).norm(dim=1).clamp_min(1.0)
-        self._row_facts.extend([fact_id] * count)
-        self._fact_rows[fact_id] = list(range(start, start + count))
+        for fact_id, own in zip(fact_ids, rows, strict=True):
+            self._row_facts.extend([fact_id] * own)
+            self._fact_rows[fact_id] = list(range(start, start + own))
+            start += own
         self.changes += 1
 
     def remove(self, fact_id: str) -> None:
@@ -115,28 +131,48 @@ def place(shards: Sequence[Shard], addresses: Tensor, rows: Sequence[int], colli
     A fact goes to the first shard with room where no stored or just-placed row is nearly collinear with one of its
     own: collinear addresses would share a readout. Pure: nothing is added here.
     """
-    unit = _unit(addresses)
-    among = (unit @ unit.T).abs()
-    stored = [shard.overlap(addresses).tolist() for shard in shards]
+    owners = np.repeat(np.arange(len(rows)), rows)
+    rivals = _rivals(addresses, owners, collinearity_max)
+    stored = [_owners_over(shard.overlap(addresses), owners, collinearity_max) for shard in shards]
     room = [shard.room for shard in shards]
-    members: list[list[int]] = [[] for _ in shards]
     placed: list[int | None] = []
-    start = 0
-    for count in rows:
-        own = range(start, start + count)
-        start += count
+    for fact, count in enumerate(rows):
         choice = None
         for index in range(len(shards)):
-            if room[index] < count or any(stored[index][row] > collinearity_max for row in own):
+            if room[index] < count or fact in stored[index]:
                 continue
-            if members[index] and float(among[own.start : own.stop][:, members[index]].max()) > collinearity_max:
+            if any(placed[rival] == index for rival in rivals.get(fact, ())):
                 continue
             choice = index
             room[index] -= count
-            members[index].extend(own)
             break
         placed.append(choice)
     return placed
+
+
+def independent(addresses: Tensor, rows: Sequence[int], collinearity_max: float) -> list[bool]:
+    """Which of N facts `place` would put into one empty shard that has room for all of them."""
+    rivals = _rivals(addresses, np.repeat(np.arange(len(rows)), rows), collinearity_max)
+    fits: list[bool] = []
+    for fact in range(len(rows)):
+        fits.append(not any(fits[rival] for rival in rivals.get(fact, ())))
+    return fits
+
+
+def _rivals(addresses: Tensor, owners: NDArray[np.int64], collinearity_max: float) -> dict[int, list[int]]:
+    """For each fact the earlier ones that it may not share a shard with; row i of `addresses` belongs to owners[i]."""
+    unit = _unit(addresses)
+    close = (unit @ unit.T).abs_() > collinearity_max
+    first, second = (owners[rows] for rows in close.nonzero().numpy().T)
+    rivals: dict[int, list[int]] = {}
+    for fact, rival in sorted({(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True) if b < a}):
+        rivals.setdefault(fact, []).append(rival)
+    return rivals
+
+
+def _owners_over(cosines: Tensor, owners: NDArray[np.int64], collinearity_max: float) -> set[int]:
+    """The facts that own a row whose cosine is over the limit."""
+    return set(owners[(cosines > collinearity_max).numpy()].tolist())
 
 
 def _unit(addresses: Tensor) -> Tensor:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from memory_actor.addressing import Addressing
+from memory_actor.checkpoint import Snapshot
+from memory_actor.checkpoint_packing import pack
 from memory_actor.effects import FactsForgotten, FactsWritten, StoredFact
 from memory_actor.episodic_memory import SufficientStatistics, read
 from memory_actor.errors import StaleMemory
@@ -26,6 +29,11 @@ from memory_actor.types import Float16Array, MemoryConfig, ReadMode, Recall, Ret
 
 #: Shards with room that a new fact is tried on. Bounded, so that the cost of a write is too.
 CANDIDATE_SHARDS = 4
+
+_FACTS_AT_ONCE = 256  # facts of one step of a load: bounds the matrices that placing them makes
+_FACT_BYTES = 700  # Python objects of one live fact, measured
+
+_Salt: TypeAlias = bytes  # inside the class below, `bytes` is its size
 
 #: Stored facts by id, for what memory does not keep: the latents of facts to subtract, the rows of a frozen shard.
 RowsOf = Callable[[Sequence[str]], Sequence[StoredFact]]
@@ -60,7 +68,7 @@ class TenantMemory:
         self,
         name: str,
         retention: Retention,
-        salt: bytes,
+        salt: _Salt,
         created_at: float,
         *,
         addressing: Addressing,
@@ -99,6 +107,37 @@ class TenantMemory:
     def total_rows(self) -> int:
         """Rows over all shards."""
         return sum(shard.rows for shard in self._shards)
+
+    @property
+    def bytes(self) -> int:
+        """About what the memory takes, in bytes: what leaves with it when the tenant goes cold."""
+        with self.lock:
+            frozen = self._frozen.cov.nbytes + self._frozen.cross.nbytes if self._frozen.rows else 0
+            shards = sum(shard.bytes for shard in self._shards)
+            return frozen + shards + self._index.bytes + _FACT_BYTES * len(self.facts)
+
+    def snapshot(self, uid: str, rows_of: RowsOf | None = None) -> Snapshot | None:
+        """The contents at one version, taken beside the writer; None when a fact in it was forgotten meanwhile.
+
+        The sums are copied under the lock; the rows are asked for afterwards (from `rows_of`, by default the ledger),
+        since the rows of a live fact never change. Ask again after None.
+        """
+        with self.lock:
+            version, total, fact_ids = self.version, self.total(), sorted(self.facts)
+        facts = sorted((rows_of or self.rows_of)(fact_ids), key=lambda fact: fact.fact_id)
+        if [fact.fact_id for fact in facts] != fact_ids:
+            return None
+        return Snapshot(
+            tenant=self.name,
+            uid=uid,
+            retention=self.retention,
+            salt=self.salt,
+            created_at=self.created_at,
+            version=version,
+            state_hash=state_hash(self.config, total, fact_ids),
+            sums=total,
+            facts=tuple(facts),
+        )
 
     def state_hash(self) -> str:
         """SHA-256 of the whole memory; equal for equal contents (see `state_hash.py`)."""
@@ -142,22 +181,70 @@ class TenantMemory:
             self._shards, self._open = [], []
             self._frozen = SufficientStatistics.zeros(self.config.address_size, self.config.latent_size)
 
+    def load(self, snapshot: Snapshot, seqs: Mapping[str, int] | None = None) -> None:
+        """Take in a whole snapshot: what `replay` of its facts does, without a product over them where possible.
+
+        `seqs` are the facts' positions in the ledger where it knows them, in the same order as the snapshot's. Raises
+        ValueError unless the memory is empty.
+        """
+        facts = sorted(snapshot.facts, key=lambda fact: fact.seq)
+        if seqs is not None:
+            facts = [replace(fact, seq=seqs[fact.fact_id]) for fact in facts]
+        with self.lock:
+            if self.facts or self._shards:
+                raise ValueError(f"tenant {self.name!r} is not empty")
+            total = snapshot.sums.copy()
+            whole, rest = pack(facts, self.config)
+            for start in range(0, len(rest), _FACTS_AT_ONCE):
+                part = rest[start : start + _FACTS_AT_ONCE]
+                total.forget_(_stack(f.addresses for f in part), _stack(f.latents for f in part))
+            for members in whole:
+                self._take(self._new_shard(total if len(whole) == 1 else None), members)
+            if len(whole) > 1:
+                self._frozen = total
+            for start in range(0, len(rest), _FACTS_AT_ONCE):
+                self._add_rows(rest[start : start + _FACTS_AT_ONCE])
+            self._note(facts)
+            self.version = snapshot.version
+
+    def _new_shard(self, statistics: SufficientStatistics | None) -> Shard:
+        """An empty shard with room, and the sums it will have: None makes it a frozen one."""
+        shard = Shard(self.config, self._device)
+        shard.statistics = statistics
+        self._shards.append(shard)
+        self._open.append(shard)
+        return shard
+
     def _add(self, facts: Sequence[StoredFact]) -> None:
-        if not facts:
-            return
+        if facts:
+            self._add_rows(facts)
+            self._note(facts)
+
+    def _add_rows(self, facts: Sequence[StoredFact]) -> None:
         for shard, members in self._placed(facts):
             addresses = _stack(fact.addresses for fact in members)
             self._statistics_of(shard).write_(addresses, _stack(fact.latents for fact in members))
-            for fact in members:
-                shard.add(fact.fact_id, _stack([fact.addresses]))
-                self.facts[fact.fact_id] = LiveFact(shard, fact.prompt_digest, fact.prompt_tokens, fact.target_tokens)
-                self._index.add(fact.fact_id, torch.from_numpy(fact.key.astype(np.float32)), fact.seq)
+            self._take(shard, members)
             if shard.room == 0:
-                self._open.remove(shard)
                 self._freeze(shard)
+
+    def _take(self, shard: Shard, members: Sequence[StoredFact]) -> None:
+        """Put facts into a shard whose sums hold them, and into the scope index."""
+        fact_ids = [fact.fact_id for fact in members]
+        shard.add_many(
+            fact_ids, _stack(fact.addresses for fact in members), [fact.addresses.shape[0] for fact in members]
+        )
+        keys = np.stack([fact.key for fact in members]).astype(np.float32)
+        for fact in members:
+            self.facts[fact.fact_id] = LiveFact(shard, fact.prompt_digest, fact.prompt_tokens, fact.target_tokens)
+        self._index.add_many(fact_ids, torch.from_numpy(keys), [fact.seq for fact in members])
+        if shard.room == 0:
+            self._open.remove(shard)
+
+    def _note(self, facts: Sequence[StoredFact]) -> None:
         for fact in facts:  # oldest first, whichever shard each has gone to
             self.by_prompt.setdefault(fact.prompt_digest, []).append(fact.fact_id)
-        self.next_seq = max(self.next_seq, max(fact.seq for fact in facts) + 1)
+        self.next_seq = max(self.next_seq, max((fact.seq for fact in facts), default=0) + 1)
 
     def _remove(self, facts: Sequence[StoredFact]) -> None:
         by_shard: dict[int, list[StoredFact]] = {}
@@ -212,10 +299,7 @@ class TenantMemory:
         if len(self._open) >= CANDIDATE_SHARDS:
             # Many near-copies of one fact open many shards; only the newest few may keep sums of their own.
             self._freeze(self._open[-CANDIDATE_SHARDS])
-        shard = Shard(self.config, self._device)
-        self._shards.append(shard)
-        self._open.append(shard)
-        return shard
+        return self._new_shard(SufficientStatistics.zeros(self.config.address_size, self.config.latent_size))
 
     # -- reading it ---------------------------------------------------------------------------------------------
 

@@ -280,6 +280,7 @@ class TenantSummary:
     state_hash: str | None = None
     replayed: bool = False
     residency: Residency = Residency.HOT
+    receipt_id: str | None = None  # of the erasure, in the reply to a deletion
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +311,8 @@ class EngineStatus:
     quarantined: tuple[tuple[str, str], ...] = ()
     pending_erasures: int = 0
     oldest_pending_erasure_s: float = 0.0
+    #: What a person should look at although everything is served: checkpoints that could not be read.
+    warnings: tuple[str, ...] = ()
 
 
 def as_plain(value: Any) -> Any:

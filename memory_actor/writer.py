@@ -15,14 +15,18 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from memory_actor.crash_points import reached
 from memory_actor.errors import (
     DeadlineExceeded,
     IdempotencyKeyReused,
     LarimarError,
     LedgerFailed,
     Overloaded,
+    StorageFull,
+    TenantQuarantined,
     Unavailable,
 )
+from memory_actor.ledger_rows import TenantDamaged
 from memory_actor.types import Idempotency
 
 
@@ -46,10 +50,11 @@ class Command:
     tenant: str
     plan: Callable[[Group], Plan]
     facts: int = 1
+    adds: bool = False  # takes room on the disk, and is refused when that is short; forgetting never is
     idempotency: Idempotency | None = None
     replay: Callable[[bytes], Any] | None = None  # stored reply -> reply
     record: Callable[[Any], bytes] | None = None  # reply -> stored reply
-    timeout_s: float | None = None  # refuse, with nothing stored, when planning starts later than this
+    timeout_s: float | None = None  # refuse, with nothing stored, when its commit has not begun by then
     queued_at: float = 0.0  # on the writer's timer; set by `Writer.submit`
     future: Future[Any] = field(default_factory=Future)
 
@@ -65,10 +70,26 @@ class Group:
         self.broken: set[str] = set()
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """The commands of one commit as planned, and what the ledger is to store of them."""
+
+    group: Group
+    planned: list[tuple[Command, Plan]] = field(default_factory=list)
+    entries: list[Any] = field(default_factory=list)
+    #: Replies of this very group by scope and key, for a command that repeats another of it.
+    replies: dict[tuple[str, str], tuple[Idempotency, bytes]] = field(default_factory=dict)
+
+
 class CommitLog(Protocol):
     """What the writer needs of the ledger."""
 
-    def commit(self, entries: Sequence[Any], now: float) -> None: ...
+    def commit(self, entries: Sequence[Any], now: float) -> None:
+        """Make the entries durable, all or none.
+
+        Raises StorageFull, TenantDamaged: nothing was begun, other entries can be committed. Anything else poisons.
+        """
+
     def idempotent_reply(self, tenant: str, idempotency: Idempotency) -> bytes | None: ...
 
 
@@ -85,13 +106,17 @@ class Writer:
         group_facts_max: int,
         queue_max: int,
         on_poison: Callable[[BaseException], None],
+        on_damage: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
+        """`on_damage` is told of tenants whose stored data turned out to be damaged, by name and reason."""
+        self._on_damage = on_damage
         self._log, self._entry, self._clock = log, entry, clock
         self._timer = timer  # for waiting times: a step of the clock must not refuse a write
         self._group_facts_max, self._queue_max = group_facts_max, queue_max
         self._on_poison = on_poison
         self._queue: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._poison: LarimarError | None = None
+        self._suspended: Unavailable | None = None
         self._closed = False
         #: Held to queue a command and to stop, so that nothing is queued that nobody will take.
         self._gate = threading.Lock()
@@ -108,12 +133,22 @@ class Writer:
                 raise self._poison
             if self._closed:
                 raise Unavailable("the memory actor", "it is stopping")
+            if self._suspended is not None:
+                raise self._suspended
             waiting = self._queue.qsize()
             if waiting >= self._queue_max:
                 raise Overloaded("the memory actor", waiting, self._queue_max)
             command.queued_at = self._timer()
             self._queue.put(command)
         return command.future
+
+    def suspend(self, refusal: Unavailable | None) -> None:
+        """Refuse everything with `refusal` from now on, what is queued or planned included; None goes on again."""
+        self._suspended = refusal
+
+    def poison(self, error: BaseException) -> None:
+        """Storage failed outside a commit: refuse what comes, and end the process as after a failed commit."""
+        self._fail(error, [])
 
     def close(self) -> None:
         """Finish what is queued and stop. May be called twice."""
@@ -152,38 +187,82 @@ class Writer:
 
     def _commit(self, commands: list[Command]) -> None:
         """Plan, commit, apply, answer. Whatever this raises poisons the writer."""
-        group = Group(self._clock(), self._timer())
-        planned: list[tuple[Command, Plan]] = []
-        entries: list[Any] = []
-        replies: dict[tuple[str, str], tuple[Idempotency, bytes]] = {}  # of this very group
+        waiting = [command for command in commands if command.future.set_running_or_notify_cancel()]
+        while waiting:
+            attempt = self._planned(waiting)
+            refused = self._refused_before_commit(attempt)
+            planned_at = self._timer()
+            if not refused and attempt.entries:
+                try:
+                    self._log.commit(attempt.entries, attempt.group.now)
+                except (StorageFull, TenantDamaged) as refusal:
+                    refused = self._concerned(attempt, refusal)
+                    if not refused:
+                        raise
+            if not refused:
+                self._finish(attempt, planned_at)
+                return
+            # Others may be drafted on what is refused now, or repeat its reply: all that is left is planned afresh.
+            waiting = [command for command, _ in attempt.planned if id(command) not in refused]
+            for command, _ in attempt.planned:
+                if id(command) in refused:
+                    command.future.set_exception(refused[id(command)])
+
+    def _planned(self, commands: list[Command]) -> _Attempt:
+        """Plan each command on what those before it will have done; whoever is refused is told at once."""
+        attempt = _Attempt(Group(self._clock(), self._timer()))
         for command in commands:
-            if not command.future.set_running_or_notify_cancel():
-                continue
-            plan, fresh = self._plan_or_refuse(command, group, replies)
+            plan, fresh = self._plan_or_refuse(command, attempt.group, attempt.replies)
             if plan is None:
                 continue
-            planned.append((command, plan))
+            attempt.planned.append((command, plan))
             if not fresh:
                 continue
             reply = command.record(plan.reply) if command.record else b""
             if command.idempotency is not None:
-                replies[command.tenant, command.idempotency.key] = (command.idempotency, reply)
+                attempt.replies[command.tenant, command.idempotency.key] = (command.idempotency, reply)
             if plan.effect is not None or command.idempotency is not None:
-                entries.append(self._entry(plan.effect, command.idempotency, reply, command.tenant))
-        planned_at = self._timer()
-        if entries:
-            self._log.commit(entries, group.now)
+                attempt.entries.append(self._entry(plan.effect, command.idempotency, reply, command.tenant))
+        return attempt
+
+    def _refused_before_commit(self, attempt: _Attempt) -> dict[int, LarimarError]:
+        """Planned changes that may not be stored any more, by command: late ones, or all when serving stopped."""
+        changes = [command for command, plan in attempt.planned if plan.effect is not None]
+        if self._suspended is not None:
+            return {id(command): self._suspended for command in changes}
+        now = self._timer()
+        return {
+            id(command): DeadlineExceeded("the request", command.timeout_s)
+            for command in changes
+            if command.timeout_s is not None and now - command.queued_at > command.timeout_s
+        }
+
+    def _concerned(self, attempt: _Attempt, refusal: StorageFull | TenantDamaged) -> dict[int, LarimarError]:
+        """The commands that a commit was refused for: those that need room, or those of the damaged tenant."""
+        if isinstance(refusal, StorageFull):
+            return {id(command): refusal for command, _ in attempt.planned if command.adds}
+        told, name = self._quarantined(refusal), refusal.args[0]
+        return {id(command): told for command, plan in attempt.planned if getattr(plan.effect, "tenant", None) == name}
+
+    def _quarantined(self, damage: TenantDamaged) -> TenantQuarantined:
+        self._on_damage(*damage.args)
+        return TenantQuarantined(*damage.args)
+
+    def _finish(self, attempt: _Attempt, planned_at: float) -> None:
+        """Apply what is durable, then answer."""
         committed_at = self._timer()
-        for _, plan in planned:
+        for _, plan in attempt.planned:
             plan.apply()
+        reached("log.after_apply_before_reply")
+        begun_at = attempt.group.begun_at
         shared = {
-            "plan": planned_at - group.begun_at,
+            "plan": planned_at - begun_at,
             "commit": committed_at - planned_at,
             "apply": self._timer() - committed_at,
         }
-        for command, plan in planned:
+        for command, plan in attempt.planned:
             if plan.ms is not None:
-                stages = {"queue": group.begun_at - command.queued_at, **shared}
+                stages = {"queue": begun_at - command.queued_at, **shared}
                 plan.ms.update({stage: round(seconds * 1e3, 3) for stage, seconds in stages.items()})
             command.future.set_result(plan.reply)
 
@@ -195,14 +274,27 @@ class Writer:
             replayed = self._replayed(command, replies)
             if replayed is not None:
                 return replayed, False
-            _check_admissible(command, group)
+            self._check_admissible(command, group)
             return command.plan(group), True
+        except LedgerFailed:
+            raise  # of a read: what the disk refuses to one command it must not half-give to the next
+        except TenantDamaged as damage:
+            command.future.set_exception(self._quarantined(damage))
         except LarimarError as refusal:
             command.future.set_exception(refusal)
         except Exception as bug:  # noqa: BLE001 - told to its caller; the half-made draft is used no further
             group.broken.add(command.tenant)
             command.future.set_exception(bug)
         return None, False
+
+    def _check_admissible(self, command: Command, group: Group) -> None:
+        """Raise when nothing is served, the command waited too long, or its tenant's draft cannot be trusted."""
+        if self._suspended is not None:
+            raise self._suspended
+        if command.timeout_s is not None and group.begun_at - command.queued_at > command.timeout_s:
+            raise DeadlineExceeded("the request", command.timeout_s)
+        if command.tenant in group.broken:
+            raise Unavailable(f"tenant {command.tenant!r}", "an earlier request of the same commit failed")
 
     def _replayed(self, command: Command, replies: dict[tuple[str, str], tuple[Idempotency, bytes]]) -> Plan | None:
         """A plan that repeats the first reply to this idempotency key, or None when the key is new."""
@@ -242,14 +334,6 @@ def _drained(commands: queue.SimpleQueue[Command | None]) -> Iterator[Command]:
             return
         if command is not None:
             yield command
-
-
-def _check_admissible(command: Command, group: Group) -> None:
-    """Raise when the command waited too long, or its tenant's draft cannot be trusted."""
-    if command.timeout_s is not None and group.begun_at - command.queued_at > command.timeout_s:
-        raise DeadlineExceeded("the request", command.timeout_s)
-    if command.tenant in group.broken:
-        raise Unavailable(f"tenant {command.tenant!r}", "an earlier request of the same commit failed")
 
 
 def _nothing() -> None:

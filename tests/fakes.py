@@ -22,6 +22,7 @@ from cluster.router import Router
 from cluster.routes import Routes
 from cluster.settings import Settings
 from memory_actor.errors import (
+    CheckpointUnreadable,
     DeadlineExceeded,
     Forbidden,
     IdempotencyKeyReused,
@@ -32,8 +33,12 @@ from memory_actor.errors import (
     Unauthenticated,
 )
 from memory_actor.types import (
+    CheckpointGrant,
+    CheckpointInfo,
     EncodedFacts,
     EngineStatus,
+    ErasureState,
+    ErasureStatus,
     FactPage,
     FactRecord,
     FactText,
@@ -42,6 +47,8 @@ from memory_actor.types import (
     Idempotency,
     ReadMode,
     Recall,
+    Residency,
+    RestoreReply,
     Retention,
     Selector,
     TenantSummary,
@@ -52,6 +59,7 @@ from workers.ports import Generation, GenerationChunk, GenerationRequest
 
 KEY_SIZE, LATENT_SIZE = 16, 8
 NOW = 1_700_000_000.0
+FILE_KEY = b"the key of a checkpoint's files."
 
 
 def key_of(text: str) -> Float16Array:
@@ -127,14 +135,37 @@ class FakeTenant:
     retention: Retention
     facts: dict[str, FactRecord] = field(default_factory=dict)
     keys: dict[str, Float16Array] = field(default_factory=dict)
+    born: dict[str, int] = field(default_factory=dict)  # fact id: the version that wrote it
     version: int = 0
     next_seq: int = 1
+    residency: Residency = Residency.HOT
+    broken: Exception | None = None  # what checkpoints of it end in
+
+
+@dataclass
+class FakeStore:
+    """Where checkpoints lie, reachable from every memory actor: `files` by checkpoint id, gone when erased."""
+
+    infos: list[CheckpointInfo] = field(default_factory=list)
+    files: dict[str, FakeTenant] = field(default_factory=dict)
+    grants_used: list[CheckpointGrant | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FakeFinding:
+    """As wide as a finding of the real doctor need be for the edge."""
+
+    tenant: str | None
+    what: str
 
 
 class FakeMemory:
     """A memory actor over dicts, with the ledger's idempotency. `before` and `after` inject faults into changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: FakeStore | None = None) -> None:
+        self.store = store or FakeStore()
+        self.erasures: dict[str, ErasureStatus] = {}
+        self.findings: list[Any] = []
         self.tenants_by_name: dict[str, FakeTenant] = {}
         self.replies: dict[tuple[str, str], tuple[Idempotency, Any]] = {}
         self.before: list[Exception] = []  # raised, one per call, before anything is done
@@ -146,7 +177,8 @@ class FakeMemory:
     def state(self) -> str:
         """A digest of everything the fake holds."""
         plain = {
-            name: (str(of.retention), of.version, sorted(of.facts)) for name, of in sorted(self.tenants_by_name.items())
+            name: (str(of.retention), of.version, sorted(of.facts), str(of.residency))
+            for name, of in sorted(self.tenants_by_name.items())
         }
         return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
@@ -183,7 +215,7 @@ class FakeMemory:
 
     def _summary(self, name: str, state_hash: str | None = None) -> TenantSummary:
         of = self._tenant(name)
-        return TenantSummary(name, of.retention, NOW, len(of.facts), of.version, 1, state_hash)
+        return TenantSummary(name, of.retention, NOW, len(of.facts), of.version, 1, state_hash, residency=of.residency)
 
     def _hash(self, name: str) -> str:
         return hashlib.sha256(json.dumps(sorted(self._tenant(name).facts)).encode()).hexdigest()
@@ -199,7 +231,7 @@ class FakeMemory:
 
     async def delete_tenant(self, name: str, idempotency: Idempotency) -> TenantSummary:
         def apply() -> TenantSummary:
-            summary = self._summary(name)
+            summary = replace(self._summary(name), receipt_id=self._erasure_begins(name).receipt_id)
             del self.tenants_by_name[name]
             return summary
 
@@ -238,6 +270,7 @@ class FakeMemory:
                 if of.retention is Retention.LATENT:
                     of.facts[fact_id] = replace(of.facts[fact_id], prompt=None, target=None)
                 of.keys[fact_id] = key
+                of.born[fact_id] = of.version + 1
                 of.next_seq += 1
                 ids.append(fact_id)
             of.version += 1
@@ -246,7 +279,12 @@ class FakeMemory:
         return await self._once(tenant, idempotency, apply, timeout_s)  # type: ignore[no-any-return]
 
     async def forget(
-        self, tenant: str, fact_ids: Sequence[str], dry_run: bool, idempotency: Idempotency | None
+        self,
+        tenant: str,
+        fact_ids: Sequence[str],
+        dry_run: bool,
+        idempotency: Idempotency | None,
+        timeout_s: float | None = None,
     ) -> ForgetReceipt:
         def apply() -> ForgetReceipt:
             of = self._tenant(tenant)
@@ -260,9 +298,104 @@ class FakeMemory:
             )
             if dry_run:
                 self.tenants_by_name[tenant] = kept
-            return receipt
+                return receipt
+            if not found:
+                return receipt
+            status = self._erasure_begins(tenant)
+            return replace(receipt, receipt_id=status.receipt_id, erase_by=status.erase_by)
 
-        return await self._once(tenant, idempotency, apply)  # type: ignore[no-any-return]
+        return await self._once(tenant, idempotency, apply, timeout_s)  # type: ignore[no-any-return]
+
+    def _erasure_begins(self, tenant: str) -> ErasureStatus:
+        receipt_id = "r_" + hashlib.sha256(f"{tenant} {len(self.erasures)}".encode()).hexdigest()[:26]
+        self.erasures[receipt_id] = ErasureStatus(receipt_id, tenant, ErasureState.PENDING, NOW, NOW + 60)
+        return self.erasures[receipt_id]
+
+    def finish_erasures(self) -> None:
+        """What the eraser's thread does."""
+        for receipt_id, status in self.erasures.items():
+            self.erasures[receipt_id] = replace(status, state=ErasureState.DONE, receipt='{"receipt": "signed"}')
+
+    async def erasure(self, receipt_id: str) -> ErasureStatus:
+        self._fault()
+        if receipt_id not in self.erasures:
+            raise NotFound("receipt", receipt_id)
+        return self.erasures[receipt_id]
+
+    async def sleep(self, name: str) -> TenantSummary:
+        self._fault()
+        self._tenant(name).residency = Residency.COLD
+        return self._summary(name)
+
+    async def wake(self, name: str) -> TenantSummary:
+        self._fault()
+        self._tenant(name).residency = Residency.HOT
+        return self._summary(name)
+
+    async def checkpoint(self, tenant: str, location: str) -> CheckpointInfo:
+        self._fault()
+        of = self._tenant(tenant)
+        if of.broken is not None:
+            raise of.broken
+        number = len(self.store.infos)
+        checkpoint_id = "c_" + hashlib.sha256(str(number).encode()).hexdigest()[:26]
+        info = CheckpointInfo(
+            checkpoint_id,
+            tenant,
+            "0" * 32,
+            location,
+            of.version,
+            len(of.facts),
+            1000,
+            self._hash(tenant),
+            4711,
+            "f" * 64,
+            NOW + number,
+        )
+        self.store.infos.append(info)
+        self.store.files[checkpoint_id] = copy.deepcopy(of)
+        return info
+
+    async def checkpoints(self, tenant: str) -> list[CheckpointInfo]:
+        self._fault()
+        self._tenant(tenant)
+        return [info for info in self.store.infos if info.tenant == tenant]
+
+    async def grant(self, tenant: str, checkpoint_id: str) -> CheckpointGrant:
+        self._fault()
+        for info in await self.checkpoints(tenant):
+            if info.checkpoint_id == checkpoint_id:
+                if checkpoint_id not in self.store.files:
+                    raise CheckpointUnreadable(checkpoint_id)
+                return CheckpointGrant(info, FILE_KEY)
+        raise NotFound("checkpoint", checkpoint_id)
+
+    async def restore(
+        self, name: str, grant: CheckpointGrant | None, version: int | None, in_place: bool, idempotency: Idempotency
+    ) -> RestoreReply:
+        def apply() -> RestoreReply:
+            if grant is None:
+                raise NotFound("checkpoint", "without a grant")
+            assert grant.file_key == FILE_KEY
+            if not in_place and name in self.tenants_by_name:
+                raise TenantExists(name)
+            made = copy.deepcopy(self.store.files[grant.info.checkpoint_id])
+            if version is not None:
+                made.facts = {key: fact for key, fact in made.facts.items() if made.born[key] <= version}
+            made.version = self._tenant(name).version + 1 if in_place else 1
+            self.tenants_by_name[name] = made
+            return RestoreReply(
+                name, grant.info.checkpoint_id, len(made.facts), made.version, self._hash(name), in_place
+            )
+
+        self.store.grants_used.append(grant)
+        return await self._once(name if in_place else "", idempotency, apply)  # type: ignore[no-any-return]
+
+    async def doctor(self, tenant: str | None) -> list[Any]:
+        self._fault()
+        if tenant is not None:
+            self._tenant(tenant)
+        return [finding for finding in self.findings if tenant in (None, finding.tenant)]
 
     async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]:
         self._fault()
@@ -313,7 +446,8 @@ class FakeDirectory:
     """Two memory actors; tenants are spread by the parity of their first letter."""
 
     def __init__(self) -> None:
-        self.actors = [FakeMemory(), FakeMemory()]
+        store = FakeStore()
+        self.actors = [FakeMemory(store), FakeMemory(store)]
 
     def owner_of(self, tenant: str) -> FakeMemory:
         return self.actors[ord(tenant[0]) % 2]

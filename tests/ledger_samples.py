@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import string
+from pathlib import Path
 
 import numpy as np
 
-from memory_actor.effects import FactsWritten, StoredFact, TenantCreated
-from memory_actor.ledger import LedgerEntry
+from memory_actor.effects import Erasure, FactsForgotten, FactsWritten, StoredFact, TenantCreated
+from memory_actor.ledger import Ledger, LedgerEntry
 from memory_actor.types import Idempotency, MemoryConfig, Retention
+from memory_actor.vault import Vault
 
 CONFIG = MemoryConfig(fingerprint="5eed", key_size=16, address_size=24, latent_size=40)
+ROOT_KEY = bytes(range(32))
+_INCARNATIONS = itertools.count(1)
+
+
+def open_ledger(path: Path, config: MemoryConfig = CONFIG, owner: str = "test", now: float = 1.0) -> Ledger:
+    """Open or create the ledger file `path`; its vault is `vault-NAME` in the folder `keys` beside that of `path`."""
+    vault = Vault.open_sqlite(vault_of(path), [ROOT_KEY])
+    try:
+        return Ledger.open(path, config, owner, now, vault)
+    except BaseException:
+        vault.close()
+        raise
+
+
+def vault_of(path: Path) -> Path:
+    return path.parent.parent / "keys" / f"vault-{path.name}"
 
 
 def make_fact(seq: int, draw: np.random.Generator, config: MemoryConfig = CONFIG, **changes: object) -> StoredFact:
@@ -47,7 +67,9 @@ def plain(fact: StoredFact) -> tuple[object, ...]:
 
 
 def created(tenant: str, retention: Retention = Retention.TEXT, now: float = 1.0) -> LedgerEntry:
-    return LedgerEntry(TenantCreated(tenant, retention, tenant.encode().ljust(32, b"."), now), None, b"")
+    """A tenant begins, each time as an incarnation that no other call names."""
+    uid = hashlib.md5(f"{tenant} {next(_INCARNATIONS)}".encode(), usedforsecurity=False).hexdigest()
+    return LedgerEntry(TenantCreated(tenant, retention, tenant.encode().ljust(32, b"."), now, uid), None, b"")
 
 
 def written(
@@ -56,6 +78,12 @@ def written(
     """A write; with `key` it carries an idempotency key and the reply `b"reply to KEY"`."""
     given = None if key is None else idempotency(key)
     return LedgerEntry(FactsWritten(tenant, version, facts, forgotten), given, b"reply to %s" % (key or "").encode())
+
+
+def forgotten(tenant: str, version: int, *fact_ids: str, receipt: str | None = None) -> LedgerEntry:
+    """A forget; with `receipt` it leaves an erasure of that name, due at 100."""
+    erasure = None if receipt is None else Erasure(receipt, 100.0, f"before {receipt}", f"after {receipt}")
+    return LedgerEntry(FactsForgotten(tenant, version, fact_ids, erasure), None, b"")
 
 
 def idempotency(key: str, body: bytes = b"body", endpoint: str = "POST /facts") -> Idempotency:

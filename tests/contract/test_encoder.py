@@ -71,11 +71,10 @@ def test_long_text_is_refused_with_both_numbers(encoder):
 
 
 def test_the_default_threshold_tells_questions_apart(encoder, bundle):
-    """Invented facts, all stored together: the trained encoder at the bundle's threshold, with a little slack.
+    """Invented facts, all stored together: what plain MiniLM manages at the bundle's threshold, with a little slack.
 
-    Measured: 7 of 40 questions missed (plain MiniLM: 3), 1 of 40 about the same subject but another relation let in
-    (7), none of 40 about the same relation of another subject (4), none of 5 unrelated. The nearest key is always the
-    right fact's.
+    Measured: 3 of 40 questions missed, 7 of 40 about the same subject but another relation let in, 4 of 40 about
+    the same relation of another subject, none of 5 unrelated. The nearest key is always the right fact's.
     """
     fixture = json.loads((Path(__file__).parents[1] / "model_fixtures" / "scope_pairs.json").read_bytes())
     pairs = fixture["pairs"]
@@ -87,7 +86,7 @@ def test_the_default_threshold_tells_questions_apart(encoder, bundle):
 
     inside = scores([pair["in"] for pair in pairs])
     assert (inside.argmax(1) == np.arange(len(pairs))).all()
-    assert (inside.max(1) < threshold).sum() <= 8
-    assert (scores([pair["same_subject"] for pair in pairs]).max(1) >= threshold).sum() <= 2
-    assert (scores([pair["same_relation"] for pair in pairs]).max(1) >= threshold).sum() <= 1
+    assert (inside.max(1) < threshold).sum() <= 4
+    assert (scores([pair["same_subject"] for pair in pairs]).max(1) >= threshold).sum() <= 8
+    assert (scores([pair["same_relation"] for pair in pairs]).max(1) >= threshold).sum() <= 5
     assert (scores(fixture["unrelated"]).max(1) >= threshold).sum() == 0

@@ -16,7 +16,7 @@ import pytest
 
 from memory_actor.effects import StoredFact
 from memory_actor.ledger import Ledger, LedgerEntry
-from tests.ledger_samples import CONFIG, created, idempotency, make_fact, plain, written
+from tests.ledger_samples import created, idempotency, make_fact, open_ledger, plain, written
 
 KILLS = int(os.environ.get("LARIMAR_TEST_KILLS", "30"))
 GROUP = 3  # facts of one request; a commit has one or two requests
@@ -29,7 +29,7 @@ def write_for_ever(path: Path) -> None:
     the last kill is recognised by its key and not applied again.
     """
     print("opening", flush=True)
-    with Ledger.open(path, CONFIG, "victim", 1.0) as ledger:
+    with open_ledger(path, owner="victim") as ledger:
         if not ledger.tenants():
             ledger.commit([created("acme")], 1.0)
         done = (ledger.tenants()[0].next_seq - 1) // GROUP
@@ -97,7 +97,7 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost(tmp_path: Path, seed:
         # The first start creates and migrates the file, which takes about 0.3 s longer.
         last = run_and_kill(path, draw.uniform(0, 0.5 if number < 4 else 0.12))
         commits += last >= 0
-        with Ledger.open(path, CONFIG, "examiner", 3.0) as ledger:
+        with open_ledger(path, owner="examiner") as ledger:
             facts = ledger.facts("acme", limit=10**6)
             # Whole requests, in order, no gap and no repetition, nothing that was there before is missing; at most
             # one commit of two requests more than was acknowledged.

@@ -42,7 +42,7 @@ def test_every_module_and_migration_is_inside(wheel):
 
 
 def test_the_trained_scope_encoder_and_its_templates_are_inside(wheel):
-    """The default bundle is composed from the wheel's own tensors; training reads the templates."""
+    """`larimar:scope` is composed from the wheel's own tensors; training reads the templates."""
     folder = ROOT / "workers" / "scope_encoder"
     files = {f"workers/scope_encoder/{path.name}" for path in folder.iterdir()}
     assert {"workers/scope_encoder/card.json", "workers/scope_encoder/tensors-1-of-2.safetensors"} <= files

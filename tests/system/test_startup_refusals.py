@@ -36,7 +36,7 @@ class Folder:
         self.state_hash = self._write()
 
     def _engine(self, config: MemoryConfig) -> MemoryEngine:
-        return MemoryEngine.open(0, self.ledger, config, EngineSettings(), on_poison=pytest.fail)
+        return MemoryEngine.open(0, self.path, config, EngineSettings(), on_poison=pytest.fail)
 
     def _write(self) -> str:
         engine = self._engine(self.config)
@@ -169,4 +169,31 @@ def test_missing_models(folder):
     assert refusal["code"] == "model_missing"
     assert "pip install" in refusal["detail"]
     assert (folder.path / "bundle" / "bundle.json").exists()
+    assert folder.hash_now() == folder.state_hash
+
+
+@pytest.mark.parametrize("lost", ["keys", "keys/root.key", "keys/vault-00.sqlite"])
+def test_lost_keys(folder, lost):
+    """Sealed facts whose keys are missing: refused, no key is made anew, and with the keys back nothing is missing."""
+    aside = folder.path.with_name("aside")
+    (folder.path / lost).rename(aside)
+    before = folder.ledger.read_bytes()
+
+    refusal = folder.up("--port", str(free_port()))
+
+    assert refusal["code"] == "vault_locked"
+    assert "keys" in refusal["detail"]
+    assert not (folder.path / lost).exists()
+    assert folder.ledger.read_bytes() == before
+    aside.rename(folder.path / lost)
+    assert folder.hash_now() == folder.state_hash
+
+
+def test_a_database_that_is_not_there(folder):
+    """A PostgreSQL ledger that nobody serves is named without a secret; the SQLite ledger beside it stays."""
+    url = f"postgresql://larimar@127.0.0.1:{free_port()}/larimar"
+
+    refusal = folder.up("--port", str(free_port()), "--set", f"ledger.url={url}")
+
+    assert refusal["code"] == "ledger_server_unusable"
     assert folder.hash_now() == folder.state_hash

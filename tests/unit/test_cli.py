@@ -55,6 +55,13 @@ def test_all_commands_are_there():
         "facts",
         "key",
         "bench",
+        "checkpoint",
+        "checkpoints",
+        "restore",
+        "receipt",
+        "vault",
+        "doctor",
+        "campaign",
     ):
         assert f" {command} " in shown
 
@@ -70,6 +77,8 @@ def test_all_commands_are_there():
         (("tenant", "create", "acme", "--retention", "forever"), "must be text or latent"),
         (("up", "--set", "http.port"), "is not NAME=VALUE"),
         (("query", "-t", "acme"), "Missing argument"),
+        (("checkpoint",), "give --tenant NAME, or --all"),
+        (("restore", "-t", "acme"), "give --from TENANT, or --in-place"),
         (("nonsense",), "No such command"),
     ],
 )
@@ -119,6 +128,13 @@ def test_unreachable_server_is_exit_code_7(monkeypatch):
         ("overloaded", 503, Exit.UNAVAILABLE),
         ("port_taken", 500, Exit.CONFLICT),
         ("internal", 500, Exit.FAILED),
+        ("storage_full", 507, Exit.LIMITS),
+        ("checkpoint_erased", 410, Exit.NOT_FOUND),
+        ("location_unavailable", 503, Exit.UNAVAILABLE),
+        ("tenant_quarantined", 503, Exit.DAMAGED),
+        ("vault_locked", 500, Exit.DAMAGED),
+        ("ledger_corrupt", 500, Exit.DAMAGED),
+        ("receipt_invalid", 422, Exit.FAILED),
     ],
 )
 def test_exit_codes(code, status, expected):

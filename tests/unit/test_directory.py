@@ -69,6 +69,19 @@ def test_actor_count_without_note_follows_the_files(tmp_path: Path):
         check_actor_count(tmp_path, 3)
 
 
+def test_actor_count_counts_what_is_on_a_server(tmp_path: Path):
+    """With ledgers on a database server their number binds, also on a node that has no note; files do not count."""
+    check_actor_count(tmp_path, 2, on_server=0)
+    check_actor_count(tmp_path, 2, on_server=2)
+    with pytest.raises(StateFolderUnusable, match=r"Set memory\.actors to 2"):
+        check_actor_count(tmp_path, 3, on_server=2)
+    (tmp_path / "ledger" / "actors").unlink()
+    ledger_path(tmp_path, 0).touch()
+    check_actor_count(tmp_path, 2, on_server=2)
+    with pytest.raises(StateFolderUnusable):
+        check_actor_count(tmp_path, 1, on_server=2)
+
+
 def test_unusable_folder_is_named(tmp_path: Path):
     """A file in the place of the ledger folder is reported as an unusable state folder."""
     (tmp_path / "ledger").write_text("not a folder")

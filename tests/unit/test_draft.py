@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from memory_actor.draft import Draft, check_encoding, prompt_digest
+from memory_actor.effects import Erasure
 from memory_actor.errors import EncodingMismatch, LedgerCorrupt, MemoryCapacityExceeded, NonFiniteEncoding
 from memory_actor.types import EncodedFacts, FactText, Retention
 from tests.memory_fixtures import SALT, SMALL, Bench, encoded_facts, ids_of, sign_latents, texts_of, unit_keys
@@ -86,6 +87,31 @@ def test_a_batch_is_its_facts_one_by_one():
         for i in order:
             singly.write(texts_of(1, i), encoded_facts(keys[i : i + 1], latents[i : i + 1]), ids_of(1, i))
         assert singly.hash == together.hash
+
+
+def test_facts_know_the_version_that_wrote_them():
+    """In several requests of one draft, and whatever is forgotten in between."""
+    bench = bench_with(2)
+    draft = Draft(bench.tenant)
+    first = draft.write(texts_of(2, 5), encoded_facts(unit_keys(3, 2)), ["a", "b"], 0.0)
+    draft.forget(["a"])
+    second = draft.write(texts_of(1, 8), encoded_facts(unit_keys(4, 1)), ["c"], 0.0)
+    assert [fact.version for fact in bench.stored.values()] == [1, 1]
+    assert [fact.version for fact in (*first.effect.facts, *second.effect.facts)] == [2, 2, 4]
+    assert (draft.version, draft.next_seq) == (4, 6)
+    assert draft.live_ids() == {"f_00000", "f_00001", "b", "c"}
+
+
+def test_only_what_ends_facts_leaves_an_erasure():
+    """A write that supersedes takes the erasure it was offered, another does not; `ended` names all that ended."""
+    bench = bench_with(2)
+    draft, erasure = Draft(bench.tenant), Erasure("r_1", 60.0)
+    plain = draft.write(texts_of(1, 5), encoded_facts(unit_keys(3, 1)), ["a"], 0.0, erasure)
+    superseding = draft.write(texts_of(1), encoded_facts(unit_keys(4, 1)), ["b"], 0.0, erasure)
+    draft.forget(["f_00001", "unknown"])
+    assert (plain.effect.erasure, superseding.effect.erasure) == (None, erasure)
+    assert draft.ended == {"f_00000", "f_00001"}
+    assert draft.tenant is bench.tenant
 
 
 # -- superseding ------------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from tests.fakes import FakeTenant, World, once
 
 FACTS, QUERY, FORGET = "/v1/tenants/acme/facts", "/v1/tenants/acme/query", "/v1/tenants/acme/forget"
 SKY = {"prompt": "sky is", "target": "green"}
+CHECKPOINTS, RESTORE = "/v1/tenants/acme/checkpoints", "/v1/tenants/acme/restore"
 MISSING_ID = "f_" + "0" * 26
+MISSING_RECEIPT = "r_" + "0" * 26
 
 
 def events(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -90,6 +92,7 @@ def test_write_list_query_forget_verify() -> None:
     body = {"facts": [{**SKY, "tags": ["odd"]}, {"text": "grass is blue"}]}
     wrote = client.post(FACTS, json=body, headers=once("a")).json()
     assert (len(wrote["ids"]), wrote["version"], wrote["superseded"], wrote["replayed"]) == (2, 1, [], False)
+    assert wrote["outcome"] == "applied"
     assert wrote["usage"]["llm_tokens"] == 0
     assert set(wrote["usage"]["ms"]) == {"encode", "memory", "total"}
     listed = client.get(FACTS, params={"limit": "1"}).json()
@@ -144,6 +147,7 @@ def test_previews_and_dry_runs_change_nothing_and_need_no_idempotency_key() -> N
         assert client.post(FORGET, json=body).json()["candidates"] == []
     dry = client.post(FORGET, json={"ids": [fact_id, MISSING_ID], "dry_run": True}).json()
     assert (dry["dry_run"], dry["forgotten"], dry["not_found"]) == (True, [fact_id], [MISSING_ID])
+    assert (dry["outcome"], dry["receipt_id"]) == ("not_applied", None)
     assert world.state() == before
 
 
@@ -188,12 +192,24 @@ V1 = [
     ("POST", QUERY),
     ("POST", FORGET),
     ("POST", "/v1/tenants/acme/verify"),
+    ("POST", CHECKPOINTS),
+    ("GET", CHECKPOINTS),
+    ("POST", RESTORE),
+    ("POST", "/v1/tenants/acme:sleep"),
+    ("POST", "/v1/tenants/acme:wake"),
+    ("GET", "/v1/tenants/acme/doctor"),
+    ("GET", "/v1/doctor"),
+    ("GET", f"/v1/receipts/{MISSING_RECEIPT}"),
     ("GET", "/v1/status"),
 ]
 ADMIN_ONLY = [
     ("POST", "/v1/tenants"),
     ("DELETE", "/v1/tenants/acme"),
     ("POST", "/v1/tenants/acme/key"),
+    ("POST", "/v1/tenants/acme:sleep"),
+    ("POST", "/v1/tenants/acme:wake"),
+    ("GET", "/v1/tenants/acme/doctor"),
+    ("GET", "/v1/doctor"),
     ("GET", "/v1/status"),
 ]
 VALID_BODY: dict[str, dict[str, Any]] = {
@@ -201,6 +217,7 @@ VALID_BODY: dict[str, dict[str, Any]] = {
     FACTS: SKY,
     QUERY: {"prompt": "sky?"},
     FORGET: {"ids": [MISSING_ID]},
+    RESTORE: {"in_place": True},
 }
 
 
@@ -208,7 +225,12 @@ def test_the_table_of_routes_is_complete() -> None:
     """The tests below reach every /v1 route there is."""
     paths = World.make().app.openapi()["paths"]
     there = {(method.upper(), path) for path, of in paths.items() for method in of if path.startswith("/v1")}
-    as_template = {(method, path.replace("acme", "{tenant}").replace(MISSING_ID, "{fact_id}")) for method, path in V1}
+    names = {"acme": "{tenant}", MISSING_ID: "{fact_id}", MISSING_RECEIPT: "{receipt_id}"}
+    as_template = set()
+    for method, path in V1:
+        for given, name in names.items():
+            path = path.replace(given, name)  # noqa: PLW2901 - the same path, step by step
+        as_template.add((method, path))
     assert there == as_template
 
 
@@ -286,6 +308,14 @@ BAD_INPUTS: list[tuple[str, str, Any, int, str]] = [
     ("two selectors", FORGET, {"ids": [MISSING_ID], "tags": ["a"]}, 422, "invalid_field"),
     ("retract a missing fact", FORGET, {"ids": [MISSING_ID], "retract": True}, 422, "invalid_field"),
     ("too many tokens asked", QUERY, {"prompt": "a", "max_tokens": 257}, 422, "invalid_field"),
+    ("location that is a path", CHECKPOINTS, {"location": "../../etc"}, 422, "invalid_location"),
+    ("location that is an address", CHECKPOINTS, {"location": "s3://theirs/x"}, 422, "invalid_location"),
+    ("restore to where", RESTORE, {}, 422, "invalid_field"),
+    ("restore a path", RESTORE, {"in_place": True, "checkpoint_id": "../x"}, 422, "invalid_id"),
+    ("restore before time", RESTORE, {"in_place": True, "version": -1}, 422, "invalid_field"),
+    ("restore without a checkpoint", RESTORE, {"in_place": True}, 404, "not_found"),
+    ("restore another's over mine", RESTORE, {"in_place": True, "from_tenant": "globex"}, 403, "forbidden"),
+    ("restore another's here", RESTORE, {"from_tenant": "globex"}, 403, "forbidden"),
     ("version of the future", QUERY, {"prompt": "a", "min_version": 99}, 409, "stale_memory"),
 ]
 
@@ -371,6 +401,8 @@ def test_an_existing_tenant_is_not_created_again() -> None:
         ("POST", FACTS, SKY),
         ("POST", FORGET, {"ids": [MISSING_ID]}),
         ("POST", FORGET, {"ids": [MISSING_ID], "retract": True}),
+        ("POST", RESTORE, {"in_place": True}),
+        ("POST", "/v1/tenants/newco/restore", {"from_tenant": "acme"}),
     ],
 )
 def test_changes_need_an_idempotency_key(method: str, path: str, body: Any, key: str | bytes | None, code: str) -> None:
@@ -485,6 +517,7 @@ def test_openapi_describes_bodies_keys_and_problems() -> None:
     assert "422" not in write["responses"]
     known = document["components"]["schemas"]
     assert {"WriteRequest", "FactRequest", "QueryRequest", "ForgetRequest", "TenantRequest", "Problem"} <= set(known)
+    assert {"CheckpointRequest", "RestoreBody"} <= set(known)
     text = json.dumps(document)
     references = {piece.split('"')[0] for piece in text.split("#/components/schemas/")[1:]}
     assert references <= set(known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,9 +15,10 @@ from ray.serve import exceptions as serve_errors
 from cluster.gateway import Gateway, GatewayReplica
 from cluster.handles import RayMemory, RayMemoryDirectory, ServeDecoder, ServeEncoder, translated
 from cluster.ports import CallLost
+from memory_actor.actor import MemoryActor
 from memory_actor.directory import actor_name, actor_of, virtual_shard
 from memory_actor.errors import LarimarError, NotFound, Overloaded, StaleMemory
-from memory_actor.types import FactText
+from memory_actor.types import FactText, Idempotency
 from workers.ports import GenerationChunk, GenerationRequest
 
 
@@ -106,6 +108,28 @@ def test_after_a_lost_or_stale_answer_the_name_is_looked_up_anew(failure: Except
 
     assert asyncio.run(work()) == ["a", "b", "c"]
     assert memory.handles == []
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("sleep", ("acme",)),
+        ("wake", ("acme",)),
+        ("checkpoint", ("acme", "local")),
+        ("checkpoints", ("acme",)),
+        ("grant", ("acme", "c_1")),
+        ("restore", ("acme", None, 7, True, Idempotency("k", bytes(32), "restore"))),
+        ("erasure", ("r_1",)),
+        ("doctor", (None,)),
+    ],
+)
+def test_calls_of_safekeeping_reach_the_actors_method_of_that_name(method: str, arguments: tuple[Any, ...]) -> None:
+    """The same arguments in the same order, by position, as the actor takes them."""
+    remote = Method("reply")
+    reply = asyncio.run(getattr(NamedMemory(Handle(**{method: remote})), method)(*arguments))
+    assert (reply, remote.calls) == ("reply", [arguments])
+    taken = inspect.signature(getattr(MemoryActor.__ray_metadata__.modified_class, method)).parameters
+    assert len([name for name in taken if name not in ("self", "_ray_trace_ctx")]) == len(arguments)
 
 
 def test_tenants_go_to_the_actor_that_placement_names() -> None:

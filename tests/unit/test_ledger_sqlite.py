@@ -20,10 +20,11 @@ from alembic.runtime.migration import MigrationContext
 
 from memory_actor.effects import FactsForgotten
 from memory_actor.errors import LarimarError, LedgerCorrupt, LedgerFailed, StartupError, StateFolderUnusable
-from memory_actor.ledger import Ledger, LedgerEntry
+from memory_actor.ledger import Ledger, LedgerEntry, TenantDamaged
+from memory_actor.ledger_meta import known_revisions
 from memory_actor.ledger_schema import HEAD, metadata
-from memory_actor.ledger_sqlite import _known_revisions, check_sqlite
-from tests.ledger_samples import CONFIG, created, idempotency, make_fact, plain, written
+from memory_actor.ledger_sqlite import check_sqlite
+from tests.ledger_samples import CONFIG, created, idempotency, make_fact, open_ledger, plain, vault_of, written
 
 
 @pytest.fixture
@@ -34,10 +35,6 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def draw() -> np.random.Generator:
     return np.random.default_rng(20260102)
-
-
-def open_ledger(path: Path) -> Ledger:
-    return Ledger.open(path, CONFIG, "test", 1.0)
 
 
 def fill(path: Path, draw: np.random.Generator, facts: int = 12) -> None:
@@ -92,22 +89,40 @@ def test_every_commit_is_flushed(path: Path):
     assert values == ["wal", 2, "exclusive", 1, 1]  # synchronous 2 is FULL
 
 
-def test_forgotten_words_and_vectors_leave_the_file(path: Path, draw: np.random.Generator):
-    """After forget and close, nothing of the fact is anywhere in the folder; its neighbour is."""
-    words = {"gone": "the vault code is 4711", "kept": "the canteen opens at noon"}
-    facts = [
-        make_fact(seq, draw, fact_id=name, prompt=words[name], tags=(f"tag-of-{name}",))
-        for seq, name in enumerate(words, start=1)
-    ]
+def contents_of(path: Path) -> bytes:
+    """Every byte of the ledger's and the vault's folder."""
+    files = [*path.parent.iterdir(), *vault_of(path).parent.iterdir()]
+    return b"".join(file.read_bytes() for file in files)
+
+
+def test_nothing_is_stored_in_plain(path: Path, draw: np.random.Generator):
+    """Words, tags, addresses, key and latents of a living fact are in no file, log included, open or closed."""
+    fact = make_fact(1, draw, prompt="the vault code is 4711", target="not to be told", tags=("tag-of-it",))
+    needles = [fact.addresses.tobytes(), fact.key.tobytes(), fact.latents.tobytes().rstrip(b"\0"), fact.prompt_digest]
+    needles += [text.encode() for text in ("vault code", "to be told", "tag-of-it")]
     with open_ledger(path) as ledger:
-        ledger.commit([created("acme"), written("acme", 1, *facts)], 2.0)
-        ledger.commit([LedgerEntry(FactsForgotten("acme", 2, ("gone",)), None, b"")], 3.0)
-    content = b"".join(snapshot(path.parent).values())
-    gone, kept = facts
-    for needle in (words["gone"].encode(), gone.addresses.tobytes(), gone.key.tobytes(), b"tag-of-gone"):
-        assert needle not in content
-    for needle in (words["kept"].encode(), kept.addresses.tobytes(), kept.key.tobytes(), b"tag-of-kept"):
-        assert needle in content
+        ledger.commit([created("acme"), written("acme", 1, fact)], 2.0)
+        while_open = contents_of(path)
+        assert [plain(one) for one in ledger.facts("acme")] == [plain(fact)]
+    for content in (while_open, contents_of(path)):
+        assert fact.fact_id.encode() in content  # the right files were looked at
+        assert not [needle for needle in needles if needle in content]
+
+
+def test_forgotten_words_and_vectors_leave_the_file(path: Path, draw: np.random.Generator):
+    """After forget and scrub, with the ledger open, nothing sealed of the fact is in any file; its neighbour is."""
+    with open_ledger(path) as ledger:
+        ledger.commit([created("acme"), written("acme", 1, *(make_fact(seq, draw) for seq in (1, 2)))], 2.0)
+        with ledger._connection.begin():
+            sealed = ledger._connection.exec_driver_sql("SELECT words, vectors FROM fact ORDER BY seq").all()
+        ledger.commit([LedgerEntry(FactsForgotten("acme", 2, ("fact-000001",)), None, b"")], 3.0)
+        assert sealed[0].words in contents_of(path)  # in the log, until it is emptied
+        ledger.scrub()
+        assert path.with_name(path.name + "-wal").stat().st_size == 0
+        content = contents_of(path)
+    gone, kept = sealed
+    assert not [value for value in gone if value in content]
+    assert all(value in content for value in kept)
 
 
 def test_idempotency_keys_are_not_stored(path: Path, draw: np.random.Generator):
@@ -127,17 +142,19 @@ def test_a_second_process_is_refused_and_harms_nothing(path: Path, draw: np.rand
     """While a ledger is open, opening it again here or elsewhere says who has it; the first goes on working."""
     with open_ledger(path) as ledger:
         ledger.commit([created("acme")], 2.0)
-        with pytest.raises(StateFolderUnusable, match=r"memory-00\.sqlite is in use by another larimar"):
+        with pytest.raises(StateFolderUnusable, match=r"vault-memory-00\.sqlite is in use by another larimar"):
             open_ledger(path)
         program = (
-            "import sys; from pathlib import Path; from tests.ledger_samples import CONFIG\n"
+            "import sys; from pathlib import Path; from tests.ledger_samples import CONFIG, ROOT_KEY\n"
             "from memory_actor.errors import StateFolderUnusable; from memory_actor.ledger import Ledger\n"
-            "try: Ledger.open(Path(sys.argv[1]), CONFIG, 'second', 1.0)\n"
+            "from memory_actor.vault import Vault\n"
+            "path = Path(sys.argv[1]); vault = Vault.open_sqlite(path.parents[2] / 'other.sqlite', [ROOT_KEY])\n"
+            "try: Ledger.open(path, CONFIG, 'second', 1.0, vault)\n"
             "except StateFolderUnusable as error: print(error)\n"
         )
         command = [sys.executable, "-c", program, str(path)]
         second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        assert "is in use by another larimar" in second.stdout
+        assert ": memory-00.sqlite is in use by another larimar" in second.stdout
         ledger.commit([written("acme", 1, make_fact(1, draw))], 3.0)
     with open_ledger(path) as ledger:
         assert ledger.epoch == 2  # the refused ones took none
@@ -258,7 +275,8 @@ def test_damage_is_never_read_as_something_else(tmp_path: Path, path: Path, draw
         intact = observe(ledger)
     content = path.read_bytes()
     choose, outcomes = random.Random(seed), Counter()
-    copy = tmp_path / "copy" / "memory-00.sqlite"
+    copy = tmp_path / "copy" / "ledger" / path.name
+    shutil.copytree(vault_of(path).parent, vault_of(copy).parent)
     for _ in range(60):
         damaged = bytearray(content)
         at = choose.randrange(len(damaged))
@@ -283,7 +301,7 @@ def test_damage_is_never_read_as_something_else(tmp_path: Path, path: Path, draw
             try:
                 assert observe(ledger) == intact, f"{kind} at {at}"
                 outcomes["identical"] += 1
-            except LedgerCorrupt:
+            except (LedgerCorrupt, TenantDamaged):
                 outcomes["found on reading"] += 1
     # Every outcome occurs, so the damage was real and not all of it in places that nobody reads.
     assert all(outcomes[kind] > 0 for kind in ("refused", "found on reading", "identical")), outcomes
@@ -293,14 +311,38 @@ def test_a_damaged_fact_is_named(path: Path, draw: np.random.Generator):
     """The error for a changed fact says which tenant and position, and quotes nothing of it."""
     fill(path, draw)
     with closing(sqlite3.connect(path)) as driver:
-        driver.execute("UPDATE fact SET prompt = 'something else' WHERE tenant = 'globex' AND seq = 3")
+        driver.execute("UPDATE fact SET supersedes = 'something else' WHERE tenant = 'globex' AND seq = 3")
         driver.commit()
     with open_ledger(path) as ledger:
         assert len(ledger.facts("acme")) == 10
         for read in (ledger.facts, ledger.fact_records):
-            with pytest.raises(LedgerCorrupt, match="fact 3 of tenant 'globex'") as caught:
+            with pytest.raises(TenantDamaged, match="'globex' is quarantined: fact 3 ") as caught:
                 read("globex")
             assert "something else" not in str(caught.value)
+
+
+UNDECODABLE = {
+    "fact": "UPDATE fact SET supersedes = CAST(x'ff41' AS TEXT) WHERE tenant = 'globex' AND seq = 3",
+    "tenant": "UPDATE tenant SET retention = CAST(x'ff41' AS TEXT) WHERE name = 'globex'",
+    "number": "UPDATE fact SET created_at = 'x' WHERE tenant = 'globex' AND seq = 3",
+    "nothing": "UPDATE tenant SET salt = 7, version = 'x' WHERE name = 'globex'",
+}
+
+
+@pytest.mark.parametrize("where", UNDECODABLE)
+def test_a_value_that_cannot_be_decoded_is_one_tenants_damage(path: Path, draw: np.random.Generator, where: str):
+    """Text that is not UTF-8, or a value of another type, keeps no other tenant from being listed and read."""
+    fill(path, draw)
+    with closing(sqlite3.connect(path)) as driver:
+        driver.execute(UNDECODABLE[where])
+        driver.commit()
+    with open_ledger(path) as ledger:
+        assert "acme" in [row.name for row in ledger.tenants()]
+        assert len(ledger.facts("acme")) == 10
+        with pytest.raises(TenantDamaged) as caught:
+            ledger.facts("globex")
+        assert caught.value.args[0] == "globex"
+        assert [one.args[0] for one in ledger.damaged_tenants()] == ["globex"] * (where in {"tenant", "nothing"})
 
 
 def test_a_full_disk_is_reported_and_nothing_is_half_stored(path: Path, draw: np.random.Generator):
@@ -335,7 +377,7 @@ def test_errors_quote_no_content(path: Path, draw: np.random.Generator):
 
 def test_the_migrations_make_the_tables_of_the_schema(path: Path):
     """The migrated database and `ledger_schema` agree, and HEAD is the newest revision."""
-    assert max(_known_revisions()) == HEAD
+    assert max(known_revisions()) == HEAD
     with open_ledger(path) as ledger:
         differences = compare_metadata(MigrationContext.configure(ledger._connection), metadata)
         keys = sa.inspect(ledger._connection).get_foreign_keys("fact_tag")
@@ -347,9 +389,8 @@ def test_alembic_is_imported_only_to_migrate(path: Path, draw: np.random.Generat
     """Opening a ledger of this release does not pay for the migration library."""
     fill(path, draw, facts=1)
     program = (
-        "import sys; from pathlib import Path; from tests.ledger_samples import CONFIG\n"
-        "from memory_actor.ledger import Ledger\n"
-        "Ledger.open(Path(sys.argv[1]), CONFIG, 'x', 1.0).close(); print('alembic' in sys.modules)"
+        "import sys; from pathlib import Path; from tests.ledger_samples import open_ledger\n"
+        "open_ledger(Path(sys.argv[1])).close(); print('alembic' in sys.modules)"
     )
     command = [sys.executable, "-c", program, str(path)]
     assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "False\n"

@@ -7,6 +7,7 @@ scope of its own key and decoded exactly; forgotten ones are not recalled; the v
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import shutil
 import tempfile
@@ -25,8 +26,23 @@ from memory_actor.draft import Draft
 from memory_actor.effects import StoredFact
 from memory_actor.engine import EngineSettings, MemoryEngine
 from memory_actor.episodic_memory import merge
+from memory_actor.receipts import verify_receipt
 from memory_actor.tenant import TenantMemory, sums
-from memory_actor.types import EncodedFacts, FactText, Float16Array, Idempotency, Int8Array, ReadMode, Recall, Retention
+from memory_actor.types import (
+    CheckpointGrant,
+    CheckpointInfo,
+    EncodedFacts,
+    ErasureState,
+    FactText,
+    Float16Array,
+    Idempotency,
+    Int8Array,
+    ReadMode,
+    Recall,
+    Residency,
+    Retention,
+)
+from tests.engine_fixtures import empty_state
 from tests.memory_fixtures import SMALL, Bench, addressing_of, encoded_facts, integer_sums, once, unit_keys
 
 PROMPTS = 14
@@ -54,12 +70,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Kept:
-    """One live fact of the model."""
+    """One live fact of the model. `born` is the version that wrote it."""
 
     prompt: int
     key: bytes
     latents: Int8Array
     wanted: Wanted
+    born: int
 
 
 wanted_facts = st.lists(
@@ -103,7 +120,7 @@ class Model:
                 superseded += same
                 self._end(same)
             key = pool()[wanted.prompt].tobytes()
-            self.live[fact_id] = Kept(wanted.prompt, key, latents_of(wanted), wanted)
+            self.live[fact_id] = Kept(wanted.prompt, key, latents_of(wanted), wanted, self.version + 1)
         self.version += 1
         return superseded
 
@@ -112,6 +129,30 @@ class Model:
         self._end(found)
         self.version += bool(found)
         return found
+
+    def copy(self) -> Model:
+        made = Model()
+        made.live, made.gone, made.version = dict(self.live), dict(self.gone), self.version
+        return made
+
+    def less(self, gone: Iterable[str]) -> Model:
+        """Without what was forgotten or superseded after this one was copied."""
+        made = self.copy()
+        made.live = {fact_id: kept for fact_id, kept in self.live.items() if fact_id not in set(gone)}
+        return made
+
+    def up_to(self, version: int) -> Model:
+        """What a new tenant holds that is restored to this version: it has no past of its own."""
+        made = Model()
+        made.live = {fact_id: kept for fact_id, kept in self.live.items() if kept.born <= version}
+        made.version = version
+        return made
+
+    def become(self, held: Model) -> None:
+        """Restored in place: whatever the checkpoint does not hold is gone for good."""
+        self._end([fact_id for fact_id in self.live if fact_id not in held.live])
+        self.live = dict(held.live)
+        self.version += 1
 
     def _end(self, fact_ids: Sequence[str]) -> None:
         for fact_id in fact_ids:
@@ -250,43 +291,51 @@ def check_shards(tenant: TenantMemory) -> None:
     assert sum(len(fact_ids) for fact_ids in tenant.by_prompt.values()) == len(tenant.facts) == len(tenant._index)
 
 
-@cache
-def empty_ledger() -> Path:
-    """A ledger without content, made once: its migrations take half a second."""
-    path = Path(tempfile.mkdtemp(prefix="larimar-machine-")) / "empty.sqlite"
-    open_engine(path, itertools.count()).close()
-    return path
-
-
-def open_engine(path: Path, numbers: Iterable[int]) -> MemoryEngine:
+def open_engine(folder: Path, numbers: Iterable[int]) -> MemoryEngine:
     counted = iter(numbers)
 
     def poisoned(error: BaseException) -> None:
         raise AssertionError("the engine was poisoned") from error
 
+    # No pass of the eraser comes by itself: only `erase_now` and a restart with something pending make one.
+    settings = EngineSettings(erase_window_s=1e6)
     return MemoryEngine.open(
-        0, path, SMALL, EngineSettings(), on_poison=poisoned, new_fact_id=lambda: f"f_{next(counted):05d}"
+        0, folder, SMALL, settings, on_poison=poisoned, new_fact_id=lambda: f"f_{next(counted):05d}"
     )
 
 
+@dataclass
+class Taken:
+    """A checkpoint as the model knows it: the facts it held when it was taken, with the versions that wrote them."""
+
+    info: CheckpointInfo
+    model: Model
+
+
+TENANTS = st.sampled_from(["acme", "acme", "acme", "globex"])
+
+
 class EngineMachine(RuleBasedStateMachine):
-    """MemoryEngine over SQLite: two tenants, retries of earlier requests, deletion, close and reopen at any point."""
+    """MemoryEngine over SQLite with keys and checkpoints: two tenants and copies of them; retries of earlier requests,
+    deletion, sleep, checkpoints, restores, erasures, close and reopen at any point."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="larimar-machine-"))
-        shutil.copy(empty_ledger(), self.folder / "ledger.sqlite")
+        shutil.copytree(empty_state(), self.folder, dirs_exist_ok=True)
         self.numbers, self.keys = itertools.count(), itertools.count()
         self.models: dict[str, Model] = {}
-        self.engine = open_engine(self.folder / "ledger.sqlite", self.numbers)
-        self.sent: list = []  # (call, reply) of requests that may be sent again
+        self.engine = open_engine(self.folder, self.numbers)
+        self.sent: list = []  # (tenant, call, reply) of requests that may be sent again
+        self.taken: dict[str, list[Taken]] = {}
+        self.receipts: dict[str, tuple[str, set[str]]] = {}  # id -> tenant, ids it names
 
     def teardown(self) -> None:
         self.engine.close()
         shutil.rmtree(self.folder)
 
-    def _key(self) -> Idempotency:
-        return once(f"key-{next(self.keys)}")
+    def _key(self, endpoint: str = "write") -> Idempotency:
+        return once(f"key-{next(self.keys)}", endpoint=endpoint)
 
     @initialize()
     def begin(self) -> None:
@@ -296,9 +345,9 @@ class EngineMachine(RuleBasedStateMachine):
     def create(self, name) -> None:
         if name not in self.models:
             self.engine.create_tenant(name, Retention.TEXT, self._key()).result(TIMEOUT_S)
-            self.models[name] = Model()
+            self.models[name], self.taken[name] = Model(), []
 
-    @rule(name=st.sampled_from(["acme", "acme", "acme", "globex"]), batch=wanted_facts)
+    @rule(name=TENANTS, batch=wanted_facts)
     def write(self, name, batch) -> None:
         if name not in self.models:
             return
@@ -320,14 +369,23 @@ class EngineMachine(RuleBasedStateMachine):
         assert list(receipt.forgotten) == model.forget(fact_ids)
         assert (receipt.state_hash_before, receipt.state_hash_after) == (before, model.never_more())
         assert (receipt.version, receipt.facts) == (model.version, len(model.live))
+        assert (receipt.receipt_id is None) == (not receipt.forgotten) == (receipt.erase_by is None)
+        if receipt.receipt_id is not None:
+            self.receipts[receipt.receipt_id] = (name, set(receipt.forgotten))
         self.sent.append((name, lambda engine: engine.forget(name, fact_ids, key), receipt))
 
-    @precondition(lambda self: "globex" in self.models)
-    @rule()
-    def delete(self) -> None:
-        self.engine.delete_tenant("globex", self._key()).result(TIMEOUT_S)
-        del self.models["globex"]
-        self.sent = [one for one in self.sent if one[0] != "globex"]  # their replies end with the tenant
+    @precondition(lambda self: len(self.models) > 1)
+    @rule(which=st.integers(0, 100))
+    def delete(self, which) -> None:
+        """Any tenant but acme ends, with its checkpoints; restoring one of them is refused from then on."""
+        names = sorted(self.models.keys() - {"acme"})
+        name = names[which % len(names)]
+        summary = self.engine.delete_tenant(name, self._key()).result(TIMEOUT_S)
+        assert summary.receipt_id is not None
+        self.receipts[summary.receipt_id] = (name, set(self.models[name].live))
+        del self.models[name], self.taken[name]
+        # Their replies end with the tenant; those of restores are the operator's and stay.
+        self.sent = [one for one in self.sent if one[0] != name]
 
     @precondition(lambda self: self.sent)
     @rule(which=st.integers(0, 100))
@@ -341,33 +399,125 @@ class EngineMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.engine.close()
-        self.engine = open_engine(self.folder / "ledger.sqlite", self.numbers)
+        self.engine = open_engine(self.folder, self.numbers)
 
-    @rule(name=st.sampled_from(["acme", "globex"]))
+    @rule(name=TENANTS)
     def verify(self, name) -> None:
         if name in self.models:
             check = self.engine.verify(name)
             assert check.identical
             assert (check.facts, check.version) == (len(self.models[name].live), self.models[name].version)
 
+    # -- cold and hot -------------------------------------------------------------------------------------------
+
+    @rule(name=TENANTS)
+    def sleep(self, name) -> None:
+        if name in self.models:
+            summary = self.engine.sleep(name)
+            assert (summary.residency, summary.facts) == (Residency.COLD, len(self.models[name].live))
+
+    @rule(name=TENANTS)
+    def leave_memory_without_a_checkpoint(self, name) -> None:
+        """As when the checkpoint location is down: the next wake finds an older checkpoint and a tail, or none."""
+        if name in self.models:
+            self.engine._let_go(name)
+            assert self.engine.status().hot_tenants <= len(self.models)
+
+    @rule(name=TENANTS)
+    def wake(self, name) -> None:
+        if name in self.models:
+            assert self.engine.wake(name).residency is Residency.HOT
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    @rule(name=TENANTS)
+    def checkpoint(self, name) -> None:
+        if name not in self.models:
+            return
+        info = self.engine.checkpoint(name, "local")
+        assert (info.version, info.facts) == (self.models[name].version, len(self.models[name].live))
+        assert info.state_hash == self.models[name].never_more()
+        self.taken[name].append(Taken(info, self.models[name].copy()))
+
+    def _held(self, name: str, which: int) -> tuple[CheckpointGrant, Model] | None:
+        """A checkpoint of the tenant that can still be had, and what it must hold: what is gone since is gone."""
+        listed = self.engine.checkpoints(name)
+        if not listed:
+            return None
+        grant = self.engine.grant(name, listed[which % len(listed)].checkpoint_id)
+        held = next((one for one in self.taken[name] if one.model.version == grant.info.version), None)
+        return None if held is None else (grant, held.model.less(self.models[name].gone))
+
+    @rule(name=TENANTS, which=st.integers(0, 100), back=st.integers(0, 3))
+    def restore_as_a_new_tenant(self, name, which, back) -> None:
+        """The same ids and so the same hash, less what was forgotten or superseded since; at any earlier version."""
+        if name not in self.models or len(self.models) > 4 or (found := self._held(name, which)) is None:
+            return
+        grant, model = found
+        version = max(model.version - back, 0)
+        copy, key = f"copy-{next(self.keys)}", self._key("restore")
+        wanted = model.up_to(version)
+        reply = self.engine.restore(copy, grant, version, False, key).result(TIMEOUT_S)
+        assert (reply.facts, reply.version, reply.in_place) == (len(wanted.live), version, False)
+        assert reply.state_hash == wanted.never_more()
+        self.models[copy], self.taken[copy] = wanted, []
+        self.sent.append((copy, lambda engine: engine.restore(copy, None, version, False, key), reply))
+
+    @rule(name=TENANTS, which=st.integers(0, 100))
+    def restore_in_place(self, name, which) -> None:
+        if name not in self.models or (found := self._held(name, which)) is None:
+            return
+        grant, held = found
+        key, model = self._key("restore"), self.models[name]
+        reply = self.engine.restore(name, grant, None, True, key).result(TIMEOUT_S)
+        model.become(held)
+        assert (reply.facts, reply.version, reply.in_place) == (len(model.live), model.version, True)
+        assert reply.state_hash == model.never_more()
+        self.sent.append((name, lambda engine: engine.restore(name, None, None, True, key), reply))
+
+    # -- erasing ------------------------------------------------------------------------------------------------
+
+    @rule()
+    def erase(self) -> None:
+        """Afterwards nothing is pending, every receipt holds, and no checkpoint knows a fact that is gone."""
+        self.engine.erase_now()
+        assert self.engine.status().pending_erasures == 0
+        for receipt_id, (tenant, fact_ids) in self.receipts.items():
+            status = self.engine.erasure(receipt_id)
+            assert (status.state, status.tenant) == (ErasureState.DONE, tenant)
+            assert status.receipt is not None
+            named = verify_receipt(status.receipt, None).fact_hashes
+            assert set(named) == {hashlib.sha256(one.encode()).hexdigest() for one in fact_ids}
+        for name, model in self.models.items():
+            for info in self.engine.checkpoints(name):
+                held = self.engine._checkpointing.open(self.engine.grant(name, info.checkpoint_id))
+                assert not {fact.fact_id for fact in held.facts} & model.gone.keys()
+
     @invariant()
     def each_tenant_is_its_model(self) -> None:
         assert [one.name for one in self.engine.summaries()] == sorted(self.models)
         for name, model in self.models.items():
-            summary, tenant = self.engine.summary(name), self.engine.tenant(name)
-            assert (summary.facts, summary.version) == (len(model.live), model.version)
+            summary = self.engine.summary(name)  # of a cold one from its checkpoint
             assert summary.state_hash == model.never_more()
-            stored: list[StoredFact] = self.engine._ledger.facts(name)
-            assert [one.fact_id for one in stored] == list(model.live)
-            cov, cross = integer_sums(stored)
-            assert np.array_equal(tenant.total().cov.numpy(), cov)
-            assert np.array_equal(tenant.total().cross.numpy(), cross)
-            check_shards(tenant)
+            assert (summary.facts, summary.version) == (len(model.live), model.version)
+        # Looking deeper wakes a tenant, so only those that are awake are looked into: others stay cold for a while.
+        for resident in self.engine._catalog.everyone():
+            if resident.residency is Residency.HOT:
+                self._is_model(resident.name, self.models[resident.name])
 
-            def recall_of(key: Float16Array, name: str = name) -> Recall:
-                return self.engine.recall(name, key, ReadMode.SNAP, self.models[name].version)
+    def _is_model(self, name: str, model: Model) -> None:
+        tenant = self.engine.tenant(name)
+        stored: list[StoredFact] = self.engine._ledger.facts(name)
+        assert [one.fact_id for one in stored] == list(model.live)
+        cov, cross = integer_sums(stored)
+        assert np.array_equal(tenant.total().cov.numpy(), cov)
+        assert np.array_equal(tenant.total().cross.numpy(), cross)
+        check_shards(tenant)
 
-            model.check_recall(recall_of)
+        def recall_of(key: Float16Array) -> Recall:
+            return self.engine.recall(name, key, ReadMode.SNAP, model.version)
+
+        model.check_recall(recall_of)
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]

@@ -25,7 +25,7 @@ from memory_actor.errors import (
     TextTooLong,
     Unavailable,
 )
-from memory_actor.types import FactText, Idempotency, ReadMode, Retention
+from memory_actor.types import FactText, ForgetReceipt, Idempotency, ReadMode, Retention
 from tests.fakes import World
 from workers.ports import GenerationRequest
 
@@ -76,6 +76,28 @@ def test_a_lost_reply_is_fetched_and_not_applied_twice(fault: Exception) -> None
     memory.after = [fault]
     reply = run(world.router.write("acme", SKY, ONCE))
     assert (reply.version, reply.replayed, memory.changes_applied) == (1, True, 1)
+
+
+def test_a_forget_carries_its_deadline() -> None:
+    """The memory is told how long the caller still waits, so that it refuses late work before its commit."""
+
+    async def work() -> list[float | None]:
+        world = World.make(timeout_s=5.0)
+        memory = world.memory.owner_of("acme")
+        told: list[float | None] = []
+        forget = memory.forget
+
+        async def listening(*arguments: Any) -> ForgetReceipt:
+            told.append(arguments[4])
+            return await forget(*arguments)
+
+        memory.forget = listening  # type: ignore[method-assign]
+        await world.router.forget("acme", ["f_" + "0" * 26], ONCE)
+        return told
+
+    (told,) = run(work())
+    assert told is not None
+    assert 0 < told <= 5.0
 
 
 def test_a_change_nobody_confirms_has_an_unknown_outcome() -> None:
@@ -153,7 +175,7 @@ def test_a_client_that_goes_away_does_not_stop_a_write() -> None:
             await request
         assert memory.changes_applied == 0
         memory.hold.set()
-        await asyncio.gather(*world.router._shielded)
+        await asyncio.gather(*world.router._memory._shielded)
         return world
 
     assert run(work()).memory.owner_of("acme").changes_applied == 1

@@ -166,3 +166,45 @@ def test_of_equal_keys_the_newest_fact_is_found():
     index.remove("f9")
     index.remove("other7")
     assert index.nearest(key_of(1)).fact_id == "f7"
+
+
+@pytest.mark.parametrize("before", [0, 1, 3, 4, 5])
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 11])
+def test_many_at_once_are_as_many_one_by_one(before, count):
+    """Also across block borders, with equal keys among them: same answers, same order of the newest."""
+    bulk, single = ScopeIndex(D), ScopeIndex(D)
+    for index in (bulk, single):
+        for i in range(before):
+            index.add(f"old{i}", key_of(i), i)
+    seqs = [100 - i for i in range(count)]
+    keys = [key_of(50 + i // 2) * (1 + i / 100) for i in range(count)]
+    for i in range(count):
+        single.add(f"new{i}", keys[i], seqs[i])
+    bulk.add_many([f"new{i}" for i in range(count)], torch.stack(keys) if keys else torch.zeros(0, D), seqs)
+    assert len(bulk) == len(single) == before + count
+    assert bulk.bytes == (before + count) * D * 4
+    for i in range(60):
+        first, second = bulk.nearest(key_of(i)), single.nearest(key_of(i))
+        assert (first is None) == (second is None)
+        if first is not None:
+            assert first.fact_id == second.fact_id
+            assert first.score == pytest.approx(second.score, abs=1e-6)  # float32 norms, summed in another order
+    for i in range(0, count, 2):
+        bulk.remove(f"new{i}")
+    assert len(bulk) == before + count // 2
+
+
+def test_many_that_do_not_fit_change_nothing():
+    index = ScopeIndex(D)
+    index.add("a", key_of(1))
+    for ids, keys, seqs in (
+        (["b", "b"], torch.stack([key_of(1), key_of(2)]), [1, 2]),
+        (["b", "a"], torch.stack([key_of(1), key_of(2)]), [1, 2]),
+        (["b"], torch.stack([key_of(1), key_of(2)]), [1]),
+        (["b"], key_of(1).unsqueeze(0), [1, 2]),
+        (["b"], torch.zeros(1, D + 1), [1]),
+    ):
+        with pytest.raises(ValueError):
+            index.add_many(ids, keys, seqs)
+        assert len(index) == 1
+        assert index.nearest(key_of(1)).fact_id == "a"

@@ -138,7 +138,54 @@ def test_state_dir_reaches_workers_as_it_is_meant(monkeypatch, tmp_path):
     assert load_settings(None, {"state_dir": "there"}).state_dir == tmp_path / "there"
 
 
-def test_another_ledger_is_refused_not_ignored():
-    """A database URL would be kept to by nobody in this release, so it is refused with its path."""
-    with pytest.raises(SettingsInvalid, match=r"ledger\.url"):
-        load_settings(None, {"ledger.url": "postgresql://db/larimar"})
+def test_a_ledger_is_sqlite_or_postgresql():
+    """No URL means files in the state folder; anything but PostgreSQL is refused with its path."""
+    assert Settings().ledger.url is None
+    url = "postgresql://larimar@db.example:5433/larimar?sslmode=require"
+    assert load_settings(None, {"ledger.url": url}).ledger.url == url
+    with pytest.raises(SettingsInvalid, match=r"ledger\.url: .*postgresql://"):
+        load_settings(None, {"ledger.url": "mysql://db/larimar"})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"ledger.url": "postgresql://larimar:hunter2@db/larimar"},
+        {"ledger.url": "postgresql://db/larimar?user=larimar&password=hunter2"},
+        {"ledger": {"url": "mysql://larimar:hunter2@db/larimar"}},
+        {"checkpoints.locations.far": "s3://ID:hunter2@bucket/prefix"},
+        {"checkpoints.locations": {"far": "s3://bucket/prefix?secret_key=hunter2"}},
+    ],
+)
+def test_a_secret_in_the_settings_is_refused_and_not_repeated(overrides):
+    """Passwords belong in the environment; the refusal that says so does not show the one that was given."""
+    with pytest.raises(SettingsInvalid) as caught:
+        load_settings(None, overrides)
+    assert "hunter2" not in str(caught.value)
+    assert "ledger.url" in str(caught.value) or "checkpoints.locations" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "locations", [{"Far Away": "/mnt/x"}, {"../x": "/mnt/x"}, {"far": "relative/folder"}, {"far": "gopher://b/p"}]
+)
+def test_locations_have_names_and_fixed_places(locations):
+    """A name that could be a path, and a folder that depends on where a process runs, are refused."""
+    with pytest.raises(SettingsInvalid, match=r"checkpoints\.locations"):
+        load_settings(None, {"checkpoints.locations": locations})
+
+
+def test_the_local_location_is_always_there(tmp_path):
+    """Cold tenants live in it: a folder in the state folder unless the settings put it elsewhere."""
+    plain = load_settings(None, {"state_dir": str(tmp_path)})
+    assert plain.checkpoint_locations == {"local": str(tmp_path / "checkpoints")}
+    more = load_settings(None, {"state_dir": str(tmp_path), "checkpoints.locations.far": "s3://bucket/prefix"})
+    assert more.checkpoint_locations == {**plain.checkpoint_locations, "far": "s3://bucket/prefix"}
+    moved = load_settings(None, {"checkpoints.locations.local": "/mnt/fast"})
+    assert moved.checkpoint_locations == {"local": "/mnt/fast"}
+
+
+def test_keys_are_in_the_state_folder_unless_they_are_moved(monkeypatch, tmp_path):
+    """`keys.folder` may name a folder that backups of the state folder do not reach."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_settings(None, {"state_dir": "/srv/x"}).keys_folder == Path("/srv/x/keys")
+    assert load_settings(None, {"keys.folder": "~/safe"}).keys_folder == tmp_path / "safe"

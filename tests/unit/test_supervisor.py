@@ -173,6 +173,35 @@ def test_ray_asks_for_a_token_and_joins_nobody(tmp_path):
     assert plan.init_arguments["address"] == "local"
 
 
+def test_facts_never_enter_the_object_store(tmp_path):
+    """The names are ones this Ray knows, the limits hold the largest request, and nothing is spilled to files.
+
+    Ray takes any variable without a word, so the names are looked up in its binary.
+    """
+    ray = pytest.importorskip("ray")
+    plan = plan_ray(settings(tmp_path), tmp_path / "token", tmp_path)
+    names = ("max_direct_call_object_size", "task_rpc_inlined_bytes_limit", "automatic_object_spilling_enabled")
+    binary = (Path(ray.__file__).parent / "_raylet.so").read_bytes()
+    for name in names:
+        assert f"RAY_{name}".encode() in binary
+    # 1 MiB of text, a token per character, 24 tokens to a row of 768 bytes and an address of 512
+    largest = 2**20 / 24 * (768 + 512)
+    assert all(int(plan.variables[f"RAY_{name}"]) > 2 * largest for name in names[:2])
+    assert int(plan.variables["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) > 2 * largest
+    assert plan.variables["RAY_automatic_object_spilling_enabled"] == "0"
+
+
+def test_no_core_files():
+    """A process that died would leave facts and keys on the disk; its children inherit the limit."""
+    code = (
+        "import resource, subprocess, sys; from cluster.hardening import forbid_core_dumps; forbid_core_dumps()\n"
+        "show = 'import resource; print(resource.getrlimit(resource.RLIMIT_CORE))'\n"
+        "print(resource.getrlimit(resource.RLIMIT_CORE), flush=True); subprocess.run([sys.executable, '-c', show])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["(0, 0)", "(0, 0)"]
+
+
 def test_token_of_the_user_stays():
     """A token given in the environment is not replaced by ours."""
     environ = {"RAY_AUTH_TOKEN": "theirs"}

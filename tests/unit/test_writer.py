@@ -16,8 +16,11 @@ from memory_actor.errors import (
     LedgerFailed,
     NotFound,
     Overloaded,
+    StorageFull,
+    TenantQuarantined,
     Unavailable,
 )
+from memory_actor.ledger_rows import TenantDamaged
 from memory_actor.types import Idempotency
 from memory_actor.writer import Command, Group, Plan, Writer
 from tests.memory_fixtures import once
@@ -35,10 +38,15 @@ class Entry:
 
 @dataclass
 class ListLog:
-    """Commits into a list. `hold` blocks the next commit until it is set; `failure` is raised by it."""
+    """Commits into a list. `hold` blocks the next commit until it is set; `failure` is raised by it.
+
+    `full` refuses commits of more than that many entries, `damaged` those with an effect on that tenant.
+    """
 
     commits: list[list[Entry]] = field(default_factory=list)
     failure: BaseException | None = None
+    full: int | None = None
+    damaged: str | None = None
     held: threading.Event | None = None
     entered: threading.Event = field(default_factory=threading.Event)
 
@@ -48,6 +56,10 @@ class ListLog:
             assert self.held.wait(TIMEOUT_S)
         if self.failure is not None:
             raise self.failure
+        if self.damaged is not None and any(getattr(one.effect, "tenant", "") == self.damaged for one in entries):
+            raise TenantDamaged(self.damaged, "row 3")
+        if self.full is not None and len(entries) > self.full:
+            raise StorageFull("path", 1, 64)
         self.commits.append(list(entries))
 
     def idempotent_reply(self, tenant, idempotency) -> bytes | None:
@@ -71,6 +83,7 @@ class Harness:
         self.events: list[str] = []
         self.poisons: list[BaseException] = []
         self.poisoned = threading.Event()
+        self.damage: list[tuple[str, str]] = []
         self.writer = Writer(
             self.log,
             Entry,
@@ -79,6 +92,7 @@ class Harness:
             group_facts_max=limits.get("group_facts_max", 256),
             queue_max=limits.get("queue_max", 1024),
             on_poison=self._on_poison,
+            on_damage=lambda name, reason: self.damage.append((name, reason)),
         )
 
     def _on_poison(self, error: BaseException) -> None:
@@ -225,6 +239,113 @@ def test_a_command_that_waited_too_long_is_refused_with_nothing_stored(harness):
     assert late.exception(TIMEOUT_S).args == ("the request", 5)
     assert isinstance(late.exception(), DeadlineExceeded)
     assert harness.effects == [["first"], ["patient", "unhurried"]]
+
+
+def test_what_becomes_late_while_others_are_planned_is_not_committed(harness):
+    """Planning takes its time: the late one is refused before the commit, and whoever built on it is planned anew."""
+    harness.hold()
+    late = harness.submit("late", timeout_s=5, idempotency=once("k"))
+    same = harness.submit("same", idempotency=once("k"))
+    known = harness.submit("known", effect=None, timeout_s=5)
+
+    def slow(group: Group) -> Plan:
+        harness.now += 6 if harness.now < 106 else 0
+        return Plan("slow", "reply slow", lambda: harness.events.append("apply slow"))
+
+    slowly = harness.writer.submit(Command("acme", slow))
+    harness.release()
+    assert isinstance(late.exception(TIMEOUT_S), DeadlineExceeded)
+    assert same.result(TIMEOUT_S) == "reply same"  # the first reply to its key was never given
+    assert slowly.result(TIMEOUT_S) == "reply slow"
+    assert isinstance(known.exception(TIMEOUT_S), DeadlineExceeded)  # in the second round it had not begun in time
+    assert harness.effects == [["first"], ["same", "slow"]]
+    applied = [event for event in harness.events if event.startswith("apply")]
+    assert applied == ["apply first", "apply same", "apply slow"]
+
+
+def test_a_full_disk_refuses_what_needs_room(harness):
+    """Those that add are refused and nothing of them is stored; those that free, and mere replies, go on."""
+    harness.hold()
+    adds = [harness.submit(str(i), adds=True, idempotency=once(f"k{i}")) for i in range(2)]
+    frees = [harness.submit("forget"), harness.submit("reply", effect=None, idempotency=once("r"))]
+    harness.log.full = 2
+    harness.release()
+    assert all(isinstance(one.exception(TIMEOUT_S), StorageFull) for one in adds)
+    assert results(frees) == ["reply forget", "reply reply"]
+    assert harness.effects == [["first"], ["forget", None]]
+    harness.log.full = None
+    assert harness.submit("again", adds=True, idempotency=once("k0")).result(TIMEOUT_S) == "reply again"
+    assert harness.poisons == []
+
+
+def test_a_full_disk_that_refuses_what_needs_no_room_poisons(harness):
+    harness.log.full = 0
+    assert isinstance(harness.submit("forget").exception(TIMEOUT_S), StorageFull)
+    assert harness.poisoned.wait(TIMEOUT_S)
+    harness.writer.close()
+
+
+@dataclass(frozen=True)
+class On:
+    """An effect on one tenant."""
+
+    tenant: str
+
+
+def test_a_damaged_tenant_is_refused_out_of_its_commit(harness):
+    """Known in planning or not before the commit: its commands are refused, it is reported, the others are stored."""
+    harness.hold()
+    futures = [
+        harness.submit("a", effect=On("globex"), tenant="globex"),
+        harness.submit("b", effect=On("acme")),
+        harness.submit("c", effect=On("acme")),
+        harness.submit("d", tenant="initech", refuse=TenantDamaged("initech", "row 9")),
+    ]
+    harness.log.damaged = "acme"
+    harness.release()
+    assert futures[0].result(TIMEOUT_S) == "reply a"
+    for future in futures[1:]:
+        assert type(future.exception(TIMEOUT_S)) is TenantQuarantined
+    assert sorted(harness.damage) == [("acme", "row 3"), ("initech", "row 9")]
+    assert harness.effects == [["first"], [On("globex")]]
+    assert harness.poisons == []
+
+
+def test_while_suspended_nothing_is_committed(harness):
+    """Not what is queued, not what comes; afterwards all goes on."""
+    harness.hold()
+    queued = harness.submit("queued")
+    harness.writer.suspend(Unavailable("the memory actor", "a newer process took over"))
+    harness.release()
+    assert isinstance(queued.exception(TIMEOUT_S), Unavailable)
+    with pytest.raises(Unavailable, match="newer process"):
+        harness.submit("later")
+    assert harness.effects == [["first"]]
+    harness.writer.suspend(None)
+    assert harness.submit("again").result(TIMEOUT_S) == "reply again"
+
+
+def test_suspended_while_it_plans_nothing_is_committed_either(harness):
+    def plan(group: Group) -> Plan:
+        harness.writer.suspend(Unavailable("the memory actor", "its raylet is gone"))
+        return Plan("effect", "reply", fail)
+
+    assert isinstance(harness.writer.submit(Command("acme", plan)).exception(TIMEOUT_S), Unavailable)
+    assert harness.log.commits == []
+
+
+def test_a_failed_read_in_planning_poisons(harness):
+    """Storage that cannot be read is no refusal: whoever waits is told that the outcome is unknown."""
+    error = harness.submit("a", refuse=LedgerFailed("path", "the disk reports an error")).exception(TIMEOUT_S)
+    assert isinstance(error, LedgerFailed)
+    assert harness.poisoned.wait(TIMEOUT_S)
+
+
+def test_an_error_beside_the_writer_poisons_it(harness):
+    harness.writer.poison(LedgerFailed("vault", "the disk is full"))
+    assert harness.poisoned.wait(TIMEOUT_S)
+    with pytest.raises(LedgerFailed):
+        harness.submit("later")
 
 
 @pytest.mark.parametrize("harness", [{"queue_max": 3}], indirect=True)

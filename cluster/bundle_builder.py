@@ -18,6 +18,7 @@ from cluster.startup_events import Listener, StageReached
 from memory_actor.errors import LarimarError, ModelMissing, StartupFailed
 from workers.bundle import Bundle, materialise_bundle
 from workers.sources import locate_model
+from workers.trained_scope import SCOPE_ENCODER, read_card
 
 POLL_S = 0.1
 
@@ -28,7 +29,9 @@ def check_models(folder: Path, parts: BundleSettings) -> None:
         Bundle.open(folder)
         return
     for what, source in (("encoder", parts.encoder), ("decoder", parts.decoder)):
-        if source.startswith("package:") or Path(source).is_absolute():
+        if source == SCOPE_ENCODER:
+            locate_model(read_card()["base"], what)
+        elif source.startswith("package:") or Path(source).is_absolute():
             locate_model(source, what)
 
 
@@ -49,7 +52,8 @@ def _fits(folder: Path, parts: BundleSettings) -> bool:
         return False
     manifest = bundle.manifest
     stored = (manifest.encoder.source, manifest.decoder.source, manifest.prompt.answer_bias)
-    return stored == (parts.encoder, parts.decoder, parts.answer_bias) and bundle.identity_files_intact()
+    same = stored == (parts.encoder, parts.decoder, parts.answer_bias)
+    return same and bundle.is_current() and bundle.identity_files_intact()
 
 
 def _build(folder: Path, parts: BundleSettings, tell: Listener, stop: threading.Event) -> None:

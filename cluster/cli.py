@@ -162,6 +162,15 @@ def bench(context: typer.Context) -> None:
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def train(context: typer.Context, what: Annotated[str, typer.Argument(help="What to train: scope.")]) -> None:
+    """Train the experimental scope encoder: `larimar train scope --data DIR`."""
+    if what != "scope":
+        raise typer.BadParameter(f"'{what}' cannot be trained; only 'scope' can")
+    done = subprocess.run([sys.executable, "-m", "jobs.train_scope", *context.args], check=False)  # noqa: S603
+    raise typer.Exit(done.returncode)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def campaign(context: typer.Context) -> None:
     """Break a system on purpose and count what is lost: NAME [--count N] [--seed S]; see docs/reliability.md."""
     done = subprocess.run([sys.executable, "-m", "jobs.campaign", *context.args], check=False)  # noqa: S603

@@ -24,12 +24,13 @@ from memory_actor.errors import ModelMissing
 from memory_actor.types import MemoryConfig
 from workers.conversion import take_model
 from workers.sources import gguf_file, locate_model
+from workers.trained_scope import SCOPE_ENCODER, compose_encoder, read_card
 
 Progress = Callable[[str, float], None]  # what is being done, and the share done (0 to 1)
 
 MANIFEST_FILE = "bundle.json"
 ANSWER_BIAS = 24.0  # the least that lets the default decoder say 16 of 16 recalled targets; 12 and 16 reach 15
-SCOPE_THRESHOLD = 0.7  # cosine; of plain MiniLM, see docs/lab_notes.md
+SCOPE_THRESHOLD = 0.7  # cosine, of an encoder without a card; of plain MiniLM, see docs/lab_notes.md
 HASH_BLOCK_BYTES = 1 << 20
 REBUILD_CURE = "Remove the folder; the next start builds it again from the installed models"
 
@@ -174,6 +175,11 @@ class Bundle:
             **manifest.memory.model_dump(),
         )
 
+    def is_current(self) -> bool:
+        """False if its encoder is the trained scope encoder of another version of this package."""
+        encoder = self.manifest.encoder
+        return encoder.source != SCOPE_ENCODER or encoder.weights_sha256 == read_card()["composed_sha256"]
+
     def identity_files_intact(self) -> bool:
         """Whether the files behind the fingerprint still have the hashes in the manifest (reads about 100 MB)."""
         encoder, decoder = self.manifest.encoder, self.manifest.decoder
@@ -194,7 +200,8 @@ def materialise_bundle(
 ) -> Bundle:
     """Open the bundle of these two models in `folder`, building it first if it is absent, broken or of other models.
 
-    `encoder` and `decoder` are `package:NAME`, a local folder or a hub name. In an existing bundle, what is not
+    `encoder` and `decoder` are `package:NAME`, a local folder or a hub name; `encoder` may also be the experimental
+    trained scope encoder, `larimar:scope`, which brings its own scope threshold. In an existing bundle, what is not
     identity follows the caller and this version: answer bias, wording, scope threshold. A crash leaves the old bundle
     or none, never half of one. One caller at a time.
     Raises: ModelMissing with the cure.
@@ -216,7 +223,7 @@ def materialise_bundle(
         bundle = Bundle.open(folder)
     else:
         current = bundle.manifest.model_copy(
-            update={"prompt": PromptPart(answer_bias=answer_bias), "scope_threshold": SCOPE_THRESHOLD}
+            update={"prompt": PromptPart(answer_bias=answer_bias), "scope_threshold": scope_threshold_of(encoder)}
         )
         if current != bundle.manifest:
             _write_manifest(folder, current)
@@ -231,18 +238,28 @@ def _matching_bundle(folder: Path, encoder: str, decoder: str) -> Bundle | None:
     except ModelMissing:
         return None
     same = (bundle.manifest.encoder.source, bundle.manifest.decoder.source) == (encoder, decoder)
-    return bundle if same and bundle.identity_files_intact() else None
+    return bundle if same and bundle.is_current() and bundle.identity_files_intact() else None
+
+
+def scope_threshold_of(encoder: str) -> float:
+    """The cosine from which a query is in scope: the trained scope encoder's own, or plain MiniLM's for any other."""
+    return float(read_card()["threshold"]) if encoder == SCOPE_ENCODER else SCOPE_THRESHOLD
 
 
 def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, progress: Progress) -> None:
-    sources = (locate_model(encoder, "encoder"), locate_model(decoder, "decoder"))  # both, before any long work
+    trained = encoder == SCOPE_ENCODER
+    base = locate_model(read_card()["base"] if trained else encoder, "encoder")
+    source = locate_model(decoder, "decoder")  # both, before any long work
     progress("Copying the encoder", 0.02)
-    take_model(sources[0], folder / "encoder", "encoder")
+    if trained:
+        compose_encoder(folder / "encoder")
+    else:
+        take_model(base, folder / "encoder", "encoder")
     progress("Converting the decoder, once (about 25 s)", 0.1)
-    take_model(sources[1], folder / "decoder", "decoder")
+    take_model(source, folder / "decoder", "decoder")
     progress("Fingerprinting", 0.9)
     manifest = Manifest(
-        name=f"token-{_short_name(decoder, sources[1])}",
+        name=f"token-{_short_name(decoder, source)}",
         encoder=_encoder_part(encoder, folder / "encoder"),
         decoder=DecoderPart(
             source=decoder,
@@ -251,6 +268,7 @@ def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, progres
             vocabulary_size=_config(folder / "decoder")["vocab_size"],
         ),
         prompt=PromptPart(answer_bias=answer_bias),
+        scope_threshold=scope_threshold_of(encoder),
     )
     _write_manifest(folder, manifest)
 

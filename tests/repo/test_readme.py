@@ -49,8 +49,19 @@ def test_the_figures_are_those_of_the_benchmark():
     assert _block("bench") == markdown(result)
 
 
+def test_the_scope_figures_are_those_of_the_card():
+    """docs/scope.md's table and curve are the shipped card rendered."""
+    from jobs.scope_card import curve_svg, markdown
+    from workers.trained_scope import read_card
+
+    text = (ROOT / "docs" / "scope.md").read_text(encoding="utf-8")
+    assert f"<!-- card -->\n{markdown(read_card())}\n<!-- /card -->" in text
+    assert (ROOT / "docs" / "scope_curve.svg").read_text(encoding="utf-8") == curve_svg(read_card())
+
+
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/architecture.md", "docs/equations.md", "docs/api.md", "CONTRIBUTING.md"]
+    "name",
+    ["README.md", "docs/architecture.md", "docs/equations.md", "docs/api.md", "docs/scope.md", "CONTRIBUTING.md"],
 )
 def test_paths_in_documents_exist(name):
     """Every path of this repository that a document names is there."""

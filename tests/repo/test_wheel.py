@@ -41,6 +41,15 @@ def test_every_module_and_migration_is_inside(wheel):
     assert any(name.startswith("memory_actor/migrations/versions/") for name in packaged)
 
 
+def test_the_trained_scope_encoder_and_its_templates_are_inside(wheel):
+    """`larimar:scope` is composed from the wheel's own tensors; training reads the templates."""
+    folder = ROOT / "workers" / "scope_encoder"
+    files = {f"workers/scope_encoder/{path.name}" for path in folder.iterdir()}
+    assert {"workers/scope_encoder/card.json", "workers/scope_encoder/tensors-1-of-2.safetensors"} <= files
+    assert files <= set(wheel)
+    assert {"jobs/scope_domains.txt", "jobs/scope_relations.txt"} <= set(wheel)
+
+
 def test_constraints_pin_every_dependency():
     """Each dependency of pyproject.toml and both model packages have one pinned version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -73,7 +73,7 @@ class ScopeIndex:
             raise ValueError(f"{len(fact_ids)} facts, {len(seqs)} seqs and keys {tuple(keys.shape)} do not fit")
         start = len(self._fact_ids)
         positions = {fact_id: start + i for i, fact_id in enumerate(fact_ids)}
-        if len(positions) != len(fact_ids) or not positions.keys().isdisjoint(self._positions):
+        if len(positions) != len(fact_ids) or any(fact_id in self._positions for fact_id in fact_ids):
             raise ValueError("a fact is in the index already")
         k = keys.to(torch.float32)
         self._write(start, k / k.norm(dim=1, keepdim=True).clamp_min(1e-12))

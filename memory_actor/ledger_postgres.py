@@ -76,8 +76,10 @@ _NOT_ALLOWED = "42501"
 # Sealed bytes do not compress, and a fact of usual size is read whole: keep it on its page.
 #: Without statistics of what is erased one day: ANALYZE keeps samples of a column's values, forgotten ones too.
 _STORAGE = (
-    "ALTER TABLE fact ALTER words SET STORAGE EXTERNAL, ALTER vectors SET STORAGE EXTERNAL,"
-    " ALTER words SET STATISTICS 0, ALTER vectors SET STATISTICS 0, SET (toast_tuple_target = 8160)",
+    (
+        "ALTER TABLE fact ALTER words SET STORAGE EXTERNAL, ALTER vectors SET STORAGE EXTERNAL,"
+        " ALTER words SET STATISTICS 0, ALTER vectors SET STATISTICS 0, SET (toast_tuple_target = 8160)"
+    ),
     "ALTER TABLE fact_tag ALTER tag SET STATISTICS 0",
 )
 _GROWING = "tenant, fact, fact_tag, idempotency, audit"

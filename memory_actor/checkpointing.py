@@ -188,18 +188,28 @@ class Checkpointing:
         return None
 
     def grant(self, info: CheckpointInfo) -> CheckpointGrant:
-        """What it takes to read this checkpoint. Raises CheckpointUnreadable when its key was destroyed."""
+        """What it takes to read this checkpoint.
+
+        Raises: CheckpointUnreadable when its key was destroyed; CheckpointDamaged, also as `ended`.
+        """
         try:
             key = self._vault.data_keys(info.uid, [info.key_id]).get(info.key_id)
         except KeyDamaged as error:
             raise CheckpointDamaged(info.checkpoint_id, f"its key is damaged: {error.reason}") from error
         if key is None:
             raise CheckpointUnreadable(info.checkpoint_id)
-        return CheckpointGrant(info, key, tuple(sorted(self.ended(info.uid))))
+        return CheckpointGrant(info, key, tuple(sorted(self.ended(info))))
 
-    def ended(self, uid: str) -> set[str]:
-        """Ids that ended and may still be in checkpoints: no restore brings them back."""
-        return {one for row in self._ledger.erasures(pending_only=True) if row.uid == uid for one in row.fact_ids}
+    def ended(self, info: CheckpointInfo) -> set[str]:
+        """Ids that ended and may still be in this checkpoint: no restore brings them back.
+
+        Raises CheckpointDamaged when an erasure's row is damaged, whoever's: its tenant is part of what was changed.
+        """
+        if self._ledger.damaged_erasures():
+            reason = "a note of what was forgotten is damaged, so what may not come back is not known (larimar doctor)"
+            raise CheckpointDamaged(info.checkpoint_id, reason)
+        pending = self._ledger.erasures(pending_only=True)
+        return {one for row in pending if row.uid == info.uid for one in row.fact_ids}
 
     def open(self, grant: CheckpointGrant) -> Snapshot:
         """The contents of a checkpoint, of this actor or another, verified.

@@ -92,7 +92,11 @@ class LedgerRegistry(LedgerSession):
 
     def damaged_registrations(self) -> list[TenantDamaged]:
         """Erasures and checkpoints whose row is damaged: something may be left that nobody destroys."""
-        return self._intact(_ERASURES, {}, unpack_erasure)[1] + self._intact(_CHECKPOINTS, {}, unpack_checkpoint)[1]
+        return self.damaged_erasures() + self._intact(_CHECKPOINTS, {}, unpack_checkpoint)[1]
+
+    def damaged_erasures(self) -> list[TenantDamaged]:
+        """Erasures whose row is damaged, done ones too: whether one was done is among what cannot be believed."""
+        return self._intact(_ERASURES, {}, unpack_erasure)[1]
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -55,9 +55,9 @@ class Restorer:
         """The snapshot less what was forgotten since it was read; `ended` are ids not even committed yet.
 
         For a tenant of this actor, on the writer thread. Raises CheckpointUnreadable when an erasure replaced the
-        checkpoint meanwhile: what that took out is not known here any more.
+        checkpoint meanwhile: what that took out is not known here any more; CheckpointDamaged as `Checkpointing.ended`.
         """
-        gone = self._checkpoints.ended(grant.info.uid) | ended
+        gone = self._checkpoints.ended(grant.info) | ended
         # In this order: an erasure replaces checkpoints first and is done after that.
         if not self._checkpoints.is_registered(grant.info):
             raise CheckpointUnreadable(grant.info.checkpoint_id)

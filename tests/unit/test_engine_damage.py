@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from memory_actor.errors import LedgerFailed, StorageFull, TenantQuarantined
+from memory_actor.errors import CheckpointDamaged, LedgerFailed, StorageFull, TenantQuarantined
 from memory_actor.types import ReadMode, Residency
 from tests.engine_fixtures import TIMEOUT_S, Engines, create, encoding, forget, fresh, seen, together, write
 from tests.memory_fixtures import Bench, once, texts_of, unit_keys
@@ -60,6 +60,27 @@ def damaged(engines: Engines, statement: str, *, checkpoint: bool = False):
     engine.close()
     edit(engines, statement)
     return engines.open(), info
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["ended = zeroblob(length(ended))", "uid = 'f' || substr(uid, 2) || 'f'", "tenant = 'acne'", "done_at = 1.0"],
+)
+def test_a_damaged_note_of_what_was_forgotten_lets_nothing_come_back(engines, change):
+    """With it nobody knows what a checkpoint may still give back, so that none can be restored; the doctor says so."""
+    engine = engines.open()
+    create(engine)
+    write(engine, 0, 6)
+    info = engine.checkpoint("acme", "local")
+    forget(engine, ["f_00002"])
+    engine.close()
+    edit(engines, f"UPDATE erase_task SET {change}")  # noqa: S608 - constants
+
+    engine = engines.open()
+
+    with pytest.raises(CheckpointDamaged, match="forgotten is damaged"):
+        engine.grant("acme", info.checkpoint_id)
+    assert any("erasure" in finding.what for finding in engine.doctor(None))
 
 
 @pytest.mark.parametrize("harm", FLIPS)

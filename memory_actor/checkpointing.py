@@ -32,7 +32,7 @@ from memory_actor.errors import (
     NotFound,
 )
 from memory_actor.ledger_erasures import ErasureRow
-from memory_actor.ledger_rows import TenantRow
+from memory_actor.ledger_rows import TenantDamaged, TenantRow
 from memory_actor.state_hash import state_hash
 from memory_actor.tenant import sums
 from memory_actor.types import CheckpointGrant, CheckpointInfo, MemoryConfig
@@ -56,6 +56,7 @@ class CheckpointLedger(Protocol):
     def add_checkpoint(self, info: CheckpointInfo, replaces: str | None = None) -> Any: ...
     def remove_checkpoints(self, ids: Sequence[str]) -> Any: ...
     def erasures(self, pending_only: bool = True) -> list[ErasureRow]: ...
+    def damaged_erasures(self) -> list[TenantDamaged]: ...
 
 
 class CheckpointVault(Protocol):

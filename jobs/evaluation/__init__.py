@@ -1,0 +1,1 @@
+"""`larimar eval`: Larimar's experiments, each against honest baselines on the same decoder in the same run."""

@@ -29,7 +29,7 @@ class Mix:
     domain_blocks: int = 6  # of 4 subjects x 2 relations
     common_blocks: int = 2  # attributes and deeds, of 4 subjects x 2 relations
     strangers: int = 4  # sentences about nothing that is stored
-    front_share: float = 0.3  # of asked texts: with an unrelated sentence in front
+    front_share: float = 0.1  # of asked texts: an unrelated sentence in front; queries are split before they are encoded
 
 
 class PairSource:

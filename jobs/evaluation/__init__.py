@@ -1,1 +1,1 @@
-"""`larimar eval`: Larimar's experiments, each against honest baselines on the same decoder in the same run."""
+"""The paper's experiments on the real product, beside the unedited model and its rivals: `larimar eval NAME`."""

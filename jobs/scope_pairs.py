@@ -29,7 +29,7 @@ class Mix:
     domain_blocks: int = 6  # of 4 subjects x 2 relations
     common_blocks: int = 2  # attributes and deeds, of 4 subjects x 2 relations
     strangers: int = 4  # sentences about nothing that is stored
-    front_share: float = 0.1  # of asked texts: an unrelated sentence in front; queries are split before they are encoded
+    front_share: float = 0.1  # of asked texts: unrelated sentence in front (queries are split before encoding)
 
 
 class PairSource:
@@ -45,9 +45,12 @@ class PairSource:
         for relation in self._world:
             for kind in sorted(relation.kinds):
                 self._by_kind[kind].append(relation)
-        # CounterFact's relations are what most of its users ask; LRE adds many small ones.
-        self._weights = [3.0 if relation.rephrasings else 1.0 for relation in self._world]
         self._companions = {relation.name: _sharing_subjects(relation, self._world) for relation in self._world}
+        # CounterFact's relations are what most of its users ask; LRE adds many small ones, of which those with the same
+        # subjects (mother and father, inside and outside) are the hardest to tell apart.
+        self._weights = [
+            3.0 if relation.rephrasings else 2.0 if self._companions[relation.name] else 1.0 for relation in self._world
+        ]
         self._similar = {relation.name: _by_shared_word(relation.subjects) for relation in self._world}
 
     @classmethod
@@ -86,7 +89,7 @@ class PairSource:
         others = [r for kind in sorted(first.kinds) for r in self._by_kind[kind] if r.name != first.name]
         companions = self._companions[first.name]
         chance = rng.random()
-        if companions and chance < 0.3:
+        if companions and chance < 0.4:
             second = rng.choice(companions)
         elif others and chance < 0.8:
             second = rng.choice(others)

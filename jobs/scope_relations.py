@@ -18,6 +18,7 @@ from jobs.scope_statements import Relation
 
 RELATIONS_FILE = Path(__file__).with_name("scope_relations.txt")
 _LINE = re.compile(r"relation (?P<name>\S+) (?P<kinds>[a-z ]+?)(?: \| near: (?P<near>[^=]*?))? =(?P<questions>.*)")
+_SPORT = "person_plays_pro_sport"  # CounterFact's one relation that PARAREL does not list: whose fact it lacks, plays
 _REPHRASINGS_MIN = 3  # a rephrasing seen fewer times is one record's accident, not a wording
 
 
@@ -64,7 +65,8 @@ def load_world(data: Path) -> World:
     relations = []
     for name in sorted({*_pararel_names(data), *_lre_files(data)} - HELD_OUT_RELATIONS):
         pieces = _pararel_pieces(data, name) if name.startswith("P") else _lre_pieces(_lre_files(data)[name])
-        subjects = {s for s in pieces.subjects if not is_validation_subject(s) and s.lower() not in kept_out}
+        known = pieces.subjects | (_players(records, facts) if name == _SPORT else set())
+        subjects = {s for s in known if not is_validation_subject(s) and s.lower() not in kept_out}
         base = declared.get(name, Relation(name, frozenset({name})))
         relation = Relation(
             name=name,
@@ -132,7 +134,7 @@ def relation_of(data: Path) -> Callable[[Record], str | None]:
 
     def find(record: Record) -> str | None:
         wording = record.prompt.replace(record.subject, "{s}")
-        names = sorted(facts.get((record.subject, record.truth), set()))
+        names = sorted(_relations_of(record, facts))
         return next((name for name in names if wording in prompts[name]), None)
 
     return find
@@ -214,6 +216,15 @@ def _lre_pieces(path: Path) -> _Pieces:
     )
 
 
+def _relations_of(record: Record, facts: dict[tuple[str, str], set[str]]) -> set[str]:
+    """The relations a record's fact has in PARAREL."""
+    return facts.get((record.subject, record.truth)) or {_SPORT}
+
+
+def _players(records: Iterable[Record], facts: dict[tuple[str, str], set[str]]) -> set[str]:
+    return {record.subject for record in records if _relations_of(record, facts) == {_SPORT}}
+
+
 def _counterfact_wordings(
     records: Iterable[Record], facts: dict[tuple[str, str], set[str]]
 ) -> tuple[dict[str, set[str]], dict[str, set[str]], set[str]]:
@@ -222,7 +233,7 @@ def _counterfact_wordings(
     votes: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         wording = record.prompt.replace(record.subject, "{s}")
-        votes[wording].update(facts.get((record.subject, record.truth), set()))
+        votes[wording].update(_relations_of(record, facts))
     prompts: dict[str, set[str]] = defaultdict(set)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     fronts: set[str] = set()
@@ -234,7 +245,7 @@ def _counterfact_wordings(
         front, wording = split_front(record.rephrasing, record.subject)
         if len(front.split()) >= 3:
             fronts.add(front)
-        for name in facts.get((record.subject, record.truth), set()):
+        for name in _relations_of(record, facts):
             if record.prompt.replace(record.subject, "{s}") in prompts[name]:
                 counts[name][wording] += 1
     rephrasings = {name: {w for w, n in found.items() if n >= _REPHRASINGS_MIN} for name, found in counts.items()}

@@ -75,7 +75,7 @@ class Answer:
 
 
 def _rounded(condition: Condition) -> dict[str, Any]:
-    """A condition as JSON values: for each position its tokens and their probabilities in 1/1000, those of 0 left out."""
+    """A condition as JSON values: for each position its tokens and their thousandths, those of 0 left out."""
     steps = np.rint(condition.probabilities * PROBABILITY_STEPS).astype(np.int64)
     rows = zip(condition.candidates.tolist(), steps.tolist(), strict=True)
     positions = [[pair for pair in zip(tokens, counts, strict=True) if pair[1]] for tokens, counts in rows]

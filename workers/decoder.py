@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from memory_actor.errors import Overloaded, TextTooLong, Unavailable
 from workers.bundle import Bundle, PromptPart
+from workers.conditioning import Conditioning
 from workers.generation import DecodingBatch
-from workers.ports import AnswerMode, Codec, Condition, GenerationChunk, GenerationRequest
+from workers.ports import AnswerMode, Codec, GenerationChunk, GenerationRequest
 from workers.runtime import quiet_transformers, resolve_device
-from workers.sampling import TargetBias, TokenChoice
-from workers.templates import PromptTemplates
+from workers.sampling import TokenChoice
 from workers.text_stream import TextStream
 from workers.token_codec import TokenCodec
 
@@ -63,7 +63,7 @@ class Ticket:
 class CausalDecoder:
     """Implements the Decoder port. Without a readout it is the base model: same input ids, same kernels, same tokens.
 
-    With a readout, the bundle's template and the soft prefix (expected embeddings of the recalled tokens) come first.
+    With a readout, it is fed and biased as `Conditioning` says.
     """
 
     def __init__(
@@ -81,20 +81,16 @@ class CausalDecoder:
         self.queue_max = queue_max
         self.device = resolve_device(device)
         self._codec = codec
-        self._part = part
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
         self._model.eval().to(self.device)
-        self._templates = PromptTemplates(self._tokenizer, part)
-        self._end_tokens = _end_tokens(self._model, self._tokenizer)
+        self._conditioning = Conditioning(self._model, AutoTokenizer.from_pretrained(folder), part)
         self.tokens_max = int(self._model.config.max_position_embeddings)
-        self._unspaced = _unspaced_tokens(self._tokenizer)
         self._batch = DecodingBatch(self._model)
         # What stands before every recalled fact is the same each time: its keys and values are computed once. The
         # base model's own prompts are always run whole, so that they stay its own to the bit.
         self._heads = {
             tuple(ids): self._batch.head(ids)
-            for ids in (self._templates.conditioned("", mode)[0] for mode in AnswerMode)
+            for ids in (self._conditioning.templates.conditioned("", mode)[0] for mode in AnswerMode)
             if ids
         }
         self._live: list[Ticket] = []
@@ -158,57 +154,21 @@ class CausalDecoder:
         """Requests being decoded and waiting, now."""
         return {"live": len(self._live), "waiting": len(self._waiting)}
 
-    # -- the prompt ---------------------------------------------------------------------------------------------
-
     def _prepare(self, request: GenerationRequest, on_chunk: OnChunk) -> Ticket:
-        bias = head = None
-        if request.readout is None:
-            ids = self._templates.plain(request.prompt, request.mode)
-            length = len(ids)
-            inputs = {"input_ids": torch.tensor([ids], device=self.device)}
-        else:
+        condition = head = None
+        if request.readout is not None:
             condition = self._codec.condition(request.readout, request.prompt_tokens, request.target_tokens)
-            before, after = self._templates.conditioned(request.prompt, request.mode)
-            head = self._heads.get(tuple(before))
-            inputs = {"inputs_embeds": self._embeddings([] if head else before, condition, after)}
-            length = len(before) + len(condition.candidates) + len(after)
-            bias = self._target_bias(request, condition)
-        if length + request.max_tokens > self.tokens_max:
-            raise TextTooLong("prompt", length, self.tokens_max - request.max_tokens)
-        stream = TextStream(self._text, strip_start=request.mode is AnswerMode.ANSWER)
-        return Ticket(request, on_chunk, inputs, TokenChoice(request, bias), stream, head)
-
-    @torch.inference_mode()
-    def _embeddings(self, before: list[int], condition: Condition, after: list[int]) -> torch.Tensor:
-        """Embeddings (1, n, hidden) of the tokens before the fact, its soft prefix, and the tokens after it."""
-        embed = self._model.get_input_embeddings()
-        candidates = torch.from_numpy(condition.candidates).to(self.device)  # (T, B)
-        probabilities = torch.from_numpy(condition.probabilities).to(self.device)
-        prefix = torch.einsum("tb,tbh->th", probabilities, embed(candidates))
-        parts = [embed(torch.tensor(before, dtype=torch.long, device=self.device)), prefix]
-        parts.append(embed(torch.tensor(after, dtype=torch.long, device=self.device)))
-        return torch.cat(parts).unsqueeze(0)
-
-    def _target_bias(self, request: GenerationRequest, condition: Condition) -> TargetBias | None:
-        candidates = torch.from_numpy(condition.candidates[condition.target_start :]).clone()
-        if not len(candidates) or not self._part.answer_bias:
-            return None
-        if self._templates.ends_in_blank(request.prompt, request.mode):
-            # " under" was stored, but after "assistant\n" the model's own first token would be "under".
-            first = [self._unspaced.get(int(token), int(token)) for token in candidates[0]]
-            candidates[0] = torch.tensor(first)
-        answer = request.mode is AnswerMode.ANSWER
-        return TargetBias(
-            candidates,
-            torch.from_numpy(condition.probabilities[condition.target_start :]),
-            strength=self._part.answer_bias,
-            end_tokens=tuple(self._end_tokens) if answer else (),
-            end_strength=self._part.end_bias,
-        )
-
-    def _text(self, tokens: Any) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        prompt = self._conditioning.prompt(request.prompt, request.mode, condition)
+        if condition is None:
+            inputs = {"input_ids": torch.tensor([prompt.after], device=self.device)}
+        else:
+            head = self._heads.get(tuple(prompt.before))
+            start = len(prompt.before) if head else 0
+            inputs = {"inputs_embeds": self._conditioning.embeddings(prompt, start).unsqueeze(0)}
+        if len(prompt) + request.max_tokens > self.tokens_max:
+            raise TextTooLong("prompt", len(prompt), self.tokens_max - request.max_tokens)
+        stream = TextStream(self._conditioning.text, strip_start=request.mode is AnswerMode.ANSWER)
+        return Ticket(request, on_chunk, inputs, TokenChoice(request, prompt.bias), stream, head)
 
     # -- the decode thread --------------------------------------------------------------------------------------
 
@@ -256,7 +216,7 @@ class CausalDecoder:
     def _take(self, ticket: Ticket, logits: torch.Tensor) -> bool:
         """Choose the next token of one request and hand out its text. Returns whether the request is finished."""
         token = ticket.choice.next_token(logits)
-        if token in self._end_tokens:
+        if token in self._conditioning.end_tokens:
             self._emit(ticket, GenerationChunk(ticket.stream.finish(), (), "stop", ticket.ms()))
             return True
         ticket.last_token = token
@@ -283,22 +243,3 @@ class CausalDecoder:
     def _fail(tickets: list[Ticket], error: Exception) -> None:
         for ticket in tickets:
             ticket.on_chunk(error)
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end a turn, from the model's generation config and the tokenizer."""
-    configured = model.generation_config.eos_token_id
-    ids = set(configured) if isinstance(configured, list) else {configured}
-    ids.add(tokenizer.eos_token_id)
-    return frozenset(int(index) for index in ids if index is not None)
-
-
-def _unspaced_tokens(tokenizer: Any) -> dict[int, int]:
-    """Each token id that begins with a space, to the id of the same token without it, where there is one."""
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    space = ("\u0120", "\u2581")  # how byte-level and SentencePiece vocabularies write it
-    return {
-        index: vocabulary[token[1:]]
-        for token, index in vocabulary.items()
-        if token.startswith(space) and token[1:] in vocabulary
-    }

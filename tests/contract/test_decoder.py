@@ -75,13 +75,14 @@ def test_without_a_fact_the_base_model_speaks(decoder, plain_model, prompt, mode
 
 def test_the_converted_model_keeps_its_chat_format(decoder):
     """Template and special ids survive the conversion from GGUF: one system turn, one user turn, the opened answer."""
-    ids = decoder._templates.plain("hi", AnswerMode.ANSWER)
-    assert decoder._tokenizer.decode(ids) == (
+    conditioning = decoder._conditioning
+    ids = conditioning.templates.plain("hi", AnswerMode.ANSWER)
+    assert conditioning.tokenizer.decode(ids) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
     assert (ids[0], ids.count(2)) == (1, 2)
-    assert decoder._end_tokens == {2}
+    assert conditioning.end_tokens == {2}
 
 
 def test_company_does_not_change_greedy_tokens(decoder):

@@ -1,0 +1,115 @@
+"""From a query and, perhaps, a recalled fact to what the decoder is fed and which answer it is pulled towards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from workers.bundle import PromptPart
+from workers.ports import AnswerMode, Condition
+from workers.sampling import TargetBias
+from workers.templates import PromptTemplates
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderPrompt:
+    """A prompt in token ids: `before`, the recalled fact's soft prefix, `after`. Without a fact all is in `after`."""
+
+    before: list[int]
+    condition: Condition | None
+    after: list[int]
+    bias: TargetBias | None = None
+
+    def __len__(self) -> int:
+        """Positions the decoder sees."""
+        fact = 0 if self.condition is None else len(self.condition.candidates)
+        return len(self.before) + fact + len(self.after)
+
+
+class Conditioning:
+    """What a model is fed for a query, alone or with a recalled fact. The same for whoever runs the model.
+
+    Alone, a query is what the plain model's users feed it. With a fact, the bundle's template and the soft prefix
+    (expected embeddings of the recalled tokens) come first, and the target's tokens get a bias.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, part: PromptPart) -> None:
+        """`model` is a transformers causal LM, `tokenizer` its tokenizer, `part` the bundle's wording and strengths."""
+        self.tokenizer = tokenizer
+        self.templates = PromptTemplates(tokenizer, part)
+        self.end_tokens = _end_tokens(model, tokenizer)
+        self._embed = model.get_input_embeddings()
+        self._part = part
+        self._unspaced = _unspaced_tokens(tokenizer)
+
+    def prompt(self, text: str, mode: AnswerMode, condition: Condition | None = None) -> DecoderPrompt:
+        """The query `text`, conditioned on a recalled fact if there is one."""
+        if condition is None:
+            return DecoderPrompt([], None, self.templates.plain(text, mode))
+        before, after = self.templates.conditioned(text, mode)
+        return DecoderPrompt(before, condition, after, self._target_bias(text, mode, condition))
+
+    @torch.inference_mode()
+    def embeddings(self, prompt: DecoderPrompt, start: int = 0) -> torch.Tensor:
+        """Embeddings (n, hidden) of a prompt from position `start` on, which is at most the first of its fact."""
+        parts = [self.token_embeddings(prompt.before[start:])]
+        if prompt.condition is not None:
+            device = self._embed.weight.device
+            candidates = torch.from_numpy(prompt.condition.candidates).to(device)  # (T, B)
+            probabilities = torch.from_numpy(prompt.condition.probabilities).to(device)
+            parts.append(torch.einsum("tb,tbh->th", probabilities, self._embed(candidates)))
+        parts.append(self.token_embeddings(prompt.after))
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def token_embeddings(self, ids: Sequence[int]) -> torch.Tensor:
+        """Embeddings (n, hidden) of token ids."""
+        embeddings: torch.Tensor = self._embed(torch.tensor(ids, dtype=torch.long, device=self._embed.weight.device))
+        return embeddings
+
+    def first_token(self, token: int, text: str, mode: AnswerMode) -> int:
+        """The first token of a target as the model itself would say it after the prompt `text`.
+
+        " under" was stored, but after "assistant\\n" the model's own first token would be "under".
+        """
+        return self._unspaced.get(token, token) if self.templates.ends_in_blank(text, mode) else token
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Generated tokens as text, special tokens left out."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _target_bias(self, text: str, mode: AnswerMode, condition: Condition) -> TargetBias | None:
+        candidates = torch.from_numpy(condition.candidates[condition.target_start :]).clone()
+        if not len(candidates) or not self._part.answer_bias:
+            return None
+        candidates[0] = torch.tensor([self.first_token(int(token), text, mode) for token in candidates[0]])
+        return TargetBias(
+            candidates,
+            torch.from_numpy(condition.probabilities[condition.target_start :]),
+            strength=self._part.answer_bias,
+            end_tokens=tuple(self.end_tokens) if mode is AnswerMode.ANSWER else (),
+            end_strength=self._part.end_bias,
+        )
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The ids that end a turn, from the model's generation config and the tokenizer."""
+    configured = model.generation_config.eos_token_id
+    ids = set(configured) if isinstance(configured, list) else {configured}
+    ids.add(tokenizer.eos_token_id)
+    return frozenset(int(index) for index in ids if index is not None)
+
+
+def _unspaced_tokens(tokenizer: Any) -> dict[int, int]:
+    """Each token id that begins with a space, to the id of the same token without it, where there is one."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    space = ("\u0120", "\u2581")  # how byte-level and SentencePiece vocabularies write it
+    return {
+        index: vocabulary[token[1:]]
+        for token, index in vocabulary.items()
+        if token.startswith(space) and token[1:] in vocabulary
+    }

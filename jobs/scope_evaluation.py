@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.evaluation.gate_scores import WRONG, Nearest, nearest, paired
 from jobs.scope_domains import Templates
 from jobs.scope_pairs import PairSource, fill
 from jobs.scope_relations import (
@@ -33,6 +34,8 @@ from jobs.scope_statements import Relation, Wordings, draw
 from memory_actor.types import Float32Array
 
 Encode = Callable[[Sequence[str]], Float32Array]
+#: Queries to the keys of each, (P, D): the best of them counts, as in the product.
+Ask = Callable[[Sequence[str]], Sequence[Float32Array]]
 Scores = NDArray[np.float32]
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 THRESHOLDS = np.round(np.arange(0.2, 0.951, 0.01), 2)
@@ -107,46 +110,52 @@ def load_questions(data: Path, seed: int = 0) -> Questions:
     )
 
 
-def measure(encode: Encode, questions: Questions) -> dict[str, Scores]:
-    """Scores of every measure of `BARS`. With 2,000 stored, a rephrasing whose nearest fact is wrong scores -1."""
+def measure(encode: Encode, questions: Questions, ask: Ask | None = None) -> dict[str, Scores]:
+    """Scores of every measure of `BARS`. With 2,000 stored, a rephrasing whose nearest fact is wrong scores -1.
+
+    `encode` makes the keys of what is stored, `ask` those of queries; without it a query has one key, its own.
+    """
+    ask = ask or _one_key(encode)
     records = questions.records
     stored = encode([record.prompt for record in records])
     many = np.concatenate([stored, encode(questions.more_prompts)]) if questions.more_prompts else stored
-    rephrased = encode([record.rephrasing for record in records])
-    fronted = encode([f"{f} {record.rephrasing}" for f, record in zip(questions.fronts, records, strict=True)])
-    neighbours = encode([record.neighbour for record in records])
+    rephrased = ask([record.rephrasing for record in records])
+    fronted = ask([f"{f} {record.rephrasing}" for f, record in zip(questions.fronts, records, strict=True)])
+    neighbours = ask([record.neighbour for record in records])
     prompts = [record.prompt for record in records] + list(questions.more_prompts)
     mine = [_same_fact(record, prompts) for record in records]
     stranger = _is_stored_nowhere(records)
     found = {
-        "rephrase_1": _paired(stored, rephrased),
-        "front_1": _paired(stored, fronted),
-        "neighbour_1": _paired(stored, neighbours),
-        "same_subject_1": _pairs(encode, questions.same_subject),
-        "rephrase_2000": _right(rephrased @ many.T, mine),
-        "front_2000": _right(fronted @ many.T, mine),
-        "neighbour_2000": (neighbours @ many.T).max(1)[stranger],
-        "same_subject_2000": (encode(questions.same_subject_many) @ many.T).max(1),
+        "rephrase_1": paired(rephrased, stored),
+        "front_1": paired(fronted, stored),
+        "neighbour_1": paired(neighbours, stored),
+        "rephrase_2000": _right(nearest(rephrased, many), mine),
+        "front_2000": _right(nearest(fronted, many), mine),
+        "neighbour_2000": nearest(neighbours, many).scores[stranger],
+        "same_subject_2000": nearest(ask(questions.same_subject_many), many).scores,
     }
-    for name in ("held_out_relation", "held_out_relation_other", "held_out_domain", "held_out_domain_other"):
-        found[name] = _pairs(encode, getattr(questions, name))
+    pairs = ("held_out_relation", "held_out_relation_other", "held_out_domain", "held_out_domain_other")
+    for key, name in (("same_subject_1", "same_subject"), *zip(pairs, pairs, strict=True)):
+        texts: Sequence[tuple[str, str]] = getattr(questions, name)
+        found[key] = paired(ask([asked for _, asked in texts]), encode([kept for kept, _ in texts]))
     return found
 
 
-def measure_private(encode: Encode, path: Path) -> dict[str, Scores]:
+def measure_private(encode: Encode, path: Path, ask: Ask | None = None) -> dict[str, Scores]:
     """Scores of `PRIVATE_BARS` on the test set, all its facts stored together; a wrong nearest fact scores -1."""
+    ask = ask or _one_key(encode)
     content = json.loads(path.read_bytes())
     triples = content["triples"]
     many = encode([triple["stored"] for triple in triples])
     own = [[index] for index in range(len(triples))]
     scores = {
-        f"private_{name}": (encode([triple[name] for triple in triples]) @ many.T).max(1)
+        f"private_{name}": nearest(ask([triple[name] for triple in triples]), many).scores
         for name in ("same_subject", "same_relation")
     }
     return {
-        "private_question": _right(encode([triple["question"] for triple in triples]) @ many.T, own),
+        "private_question": _right(nearest(ask([triple["question"] for triple in triples]), many), own),
         **scores,
-        "private_unrelated": (encode(content["unrelated"]) @ many.T).max(1),
+        "private_unrelated": nearest(ask(content["unrelated"]), many).scores,
     }
 
 
@@ -195,20 +204,14 @@ def summary(scores: dict[str, Scores], threshold: float) -> dict[str, float]:
     }
 
 
-def _paired(stored: Float32Array, asked: Float32Array) -> Scores:
-    scores: Scores = np.einsum("nd,nd->n", stored, asked)
-    return scores
+def _one_key(encode: Encode) -> Ask:
+    return lambda texts: [key[None] for key in encode(texts)]
 
 
-def _pairs(encode: Encode, pairs: Sequence[tuple[str, str]]) -> Scores:
-    return _paired(encode([stored for stored, _ in pairs]), encode([asked for _, asked in pairs]))
-
-
-def _right(scores: Float32Array, own: Sequence[Sequence[int]]) -> Scores:
-    """The best score of each row where it falls on one of its `own` columns, else -1."""
-    best = scores.argmax(1)
-    right = np.array([int(column) in mine for column, mine in zip(best, own, strict=True)])
-    return np.where(right, scores.max(1), -1).astype(np.float32)
+def _right(found: Nearest, own: Sequence[Sequence[int]]) -> Scores:
+    """The score of each query whose nearest fact is one of its `own`, else -1."""
+    right = np.array([int(position) in mine for position, mine in zip(found.positions, own, strict=True)])
+    return np.where(right, found.scores, WRONG).astype(np.float32)
 
 
 def _same_fact(record: Record, prompts: Sequence[str]) -> list[int]:

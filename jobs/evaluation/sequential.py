@@ -22,6 +22,7 @@ from jobs.evaluation.records import EditRecord
 from jobs.evaluation.statistics import share
 from memory_actor.types import FactText
 from workers.ports import AnswerMode
+from workers.token_codec import TokenCodec
 
 NAME = "sequential"
 STOPS = (10, 50, 100, 200, 500, 1000, 2000)  # edits after which past ones are asked for
@@ -52,7 +53,7 @@ def run(lab: Lab) -> Outcome:
     _speak(lab, reached, facts)
     outcome = Outcome(NAME, {f"{NAME}.n": len(facts)})
     for stop in reached:
-        outcome.summary |= stop_figures(stop, facts, lab)
+        outcome.summary |= stop_figures(stop, facts, lab.codec)
         outcome.items += _items(stop, facts)
     if lab.rows == "all":
         _fine_tune(lab, records, outcome)
@@ -108,13 +109,13 @@ def _speak(lab: Lab, stops: Sequence[Stop], facts: Sequence[FactText]) -> None:
         stop.said = [says(next(answers).text, facts[index].target or "") for index in stop.asked[:SPOKEN]]
 
 
-def stop_figures(stop: Stop, facts: Sequence[FactText], lab: Lab) -> dict[str, Figure]:
+def stop_figures(stop: Stop, facts: Sequence[FactText], codec: TokenCodec) -> dict[str, Figure]:
     """One point of each curve. Rows that keep the words themselves have no readout to compare: no `recall`."""
     place = NAME if stop.row == LarimarMemory.name else f"{NAME}.{stop.row}"
     end = f"_{stop.edits}"
     summary = figures(f"{place}.generation{end}", share(stop.said))
     if stop.row != NearestFact.name:
-        right = [whole(one, facts[index], lab.codec) for index, one in zip(stop.asked, stop.found, strict=True)]
+        right = [whole(one, facts[index], codec) for index, one in zip(stop.asked, stop.found, strict=True)]
         summary |= figures(f"{place}.recall{end}", share(right))
     if stop.rephrased:
         in_scope = [one.index is not None for one in stop.rephrased.values()]

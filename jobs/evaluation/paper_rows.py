@@ -1,4 +1,4 @@
-"""The paper's own numbers: Das et al., "Larimar", ICML 2024 (arXiv:2403.11901v4). Other models, and in part other protocols.
+"""The paper's own numbers: Das et al., "Larimar", ICML 2024 (arXiv:2403.11901v4). Other models, partly other protocols.
 
 They stand beside ours for orientation, never as rows of the same experiment: the paper edits GPT-2 XL, GPT-J and its
 own trained decoders of 1.3 and 6 billion parameters, on CounterFact's full form, and scores likelihoods only.

@@ -1,0 +1,154 @@
+"""The folder of one evaluation run: what was found, what it was found with, and what need not be asked again.
+
+    DIR/answers-<hash>.jsonl      what the decoder answered, under the hash of everything else that decides an answer
+    DIR/NAME/items.jsonl          raw items of one experiment, one JSON object a line
+    DIR/NAME/summary.json         its figures, its settings and the seconds it took; written last
+    DIR/results.json              all summaries as one flat JSON
+    DIR/results.md, DIR/figures/  the report
+
+An experiment without a summary is unfinished. Killed at any moment, the folder goes on from its answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.evaluation.outcome import Figure, Outcome
+from workers.bundle import Bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+#: What only shows results: it may change without anything being measured again.
+_SHOWS = {"figures.py", "paper_rows.py", "report.py", "report_sections.py", "run_folder.py", "targets.py"}
+#: What decides an answer, given the bundle and the question.
+_ANSWERS = ("asks.py", "answering.py", "branches.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that an experiment's figures depend on. Equal settings need not be measured again."""
+
+    experiment: str
+    limit: int | None
+    in_memory: int
+    rows: str
+    seed: int
+    data: str  # name
+    data_sha256: str
+    encoder: str
+    bundle: str  # fingerprint
+    manifest: str  # SHA-256 of the manifest: thresholds, wording and biases are no part of the fingerprint
+    decoder: str  # SHA-256 of the weights
+    version: str
+    code: str  # SHA-256 of the product's code and the experiments'
+
+
+class ExperimentFolder:
+    """What one experiment leaves behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def record(self, settings: Settings, outcome: Outcome, seconds: float) -> None:
+        """Keep a finished experiment. The summary is there last, whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in outcome.items)
+        _replace(self.path / "items.jsonl", "".join(lines))
+        found = {"settings": asdict(settings), "seconds": round(seconds, 1), "summary": outcome.summary}
+        _replace(self.path / "summary.json", json.dumps(found, indent=2) + "\n")
+
+    def finished(self) -> dict[str, Any] | None:
+        """Settings, seconds and summary of what is here; None when it is unfinished."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "summary.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        return found
+
+    def is_finished_with(self, settings: Settings) -> bool:
+        found = self.finished()
+        return found is not None and found["settings"] == asdict(settings)
+
+    def items(self) -> Iterator[dict[str, Any]]:
+        path = self.path / "items.jsonl"
+        if path.exists():
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    yield json.loads(line)
+
+
+class RunFolder:
+    """An evaluation's folder, created when something is put into it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def experiment(self, name: str) -> ExperimentFolder:
+        return ExperimentFolder(self.path / name)
+
+    def answers(self, bundle: Bundle) -> Path:
+        """Where the decoder's answers are kept: another file when anything but the question would change them."""
+        manifest = bundle.manifest
+        decided_by = [manifest.decoder.weights_sha256, manifest.prompt.model_dump_json(), _hash_code(_answering_code())]
+        self.path.mkdir(parents=True, exist_ok=True)
+        return self.path / f"answers-{_sha256(chr(10).join(decided_by))[:16]}.jsonl"
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """All finished experiments by name, in alphabetical order."""
+        found = {path.parent.name: self.experiment(path.parent.name).finished() for path in self._summaries()}
+        return {name: one for name, one in found.items() if one is not None}
+
+    def results(self) -> dict[str, Any]:
+        """One flat JSON object: every experiment's figures and seconds, then the settings of each under its name."""
+        finished = self.finished()
+        figures: dict[str, Figure] = {}
+        for name, one in finished.items():
+            figures |= one["summary"]
+            figures[f"{name}.seconds"] = one["seconds"]
+        settings = {name: one["settings"] for name, one in finished.items()}
+        return {**figures, "settings": settings}
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        _replace(self.path / "results.json", json.dumps(results, indent=2) + "\n")
+
+    def _summaries(self) -> list[Path]:
+        return sorted(self.path.glob("*/summary.json"))
+
+
+def code_version() -> str:
+    """SHA-256 (hex) of all code that an experiment's figures depend on."""
+    paths = [path for package in ("memory_actor", "workers") for path in (ROOT / package).rglob("*.py")]
+    paths += [path for path in (ROOT / "jobs" / "evaluation").glob("*.*") if path.name not in _SHOWS]
+    return _hash_code(paths + list((ROOT / "jobs").glob("scope_*")))
+
+
+def manifest_version(bundle: Bundle) -> str:
+    """SHA-256 (hex) of the bundle's manifest."""
+    return _sha256(bundle.manifest.model_dump_json())
+
+
+def _answering_code() -> list[Path]:
+    return [*(ROOT / "workers").glob("*.py"), *(ROOT / "jobs" / "evaluation" / name for name in _ANSWERS)]
+
+
+def _hash_code(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.new")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)

@@ -26,8 +26,8 @@ class Mix:
     """What a batch is made of. A block holds subjects x relations x 2 texts."""
 
     world_blocks: int = 5  # of 6 subjects x 2 relations
-    domain_blocks: int = 6  # of 4 subjects x 2 relations
-    common_blocks: int = 2  # attributes and deeds, of 4 subjects x 2 relations
+    domain_blocks: int = 7  # of 4 subjects x 2 relations
+    common_blocks: int = 1  # attributes and deeds, of 4 subjects x 2 relations
     strangers: int = 4  # sentences about nothing that is stored
     front_share: float = 0.1  # of asked texts: unrelated sentence in front (queries are split before encoding)
 

@@ -16,7 +16,7 @@ from workers.templates import PromptTemplates
 
 @dataclass(frozen=True, slots=True)
 class DecoderPrompt:
-    """A prompt in token ids: `before`, the recalled fact's soft prefix, `after`. Without a fact all is in `after`."""
+    """A prompt in token ids: `before`, the recalled fact's soft prefix, `after`. Without a fact all is in `before`."""
 
     before: list[int]
     condition: Condition | None
@@ -48,13 +48,13 @@ class Conditioning:
     def prompt(self, text: str, mode: AnswerMode, condition: Condition | None = None) -> DecoderPrompt:
         """The query `text`, conditioned on a recalled fact if there is one."""
         if condition is None:
-            return DecoderPrompt([], None, self.templates.plain(text, mode))
+            return DecoderPrompt(self.templates.plain(text, mode), None, [])
         before, after = self.templates.conditioned(text, mode)
         return DecoderPrompt(before, condition, after, self._target_bias(text, mode, condition))
 
     @torch.inference_mode()
     def embeddings(self, prompt: DecoderPrompt, start: int = 0) -> torch.Tensor:
-        """Embeddings (n, hidden) of a prompt from position `start` on, which is at most the first of its fact."""
+        """Embeddings (n, hidden) of a prompt from position `start` on, which is at most len(prompt.before)."""
         parts = [self.token_embeddings(prompt.before[start:])]
         if prompt.condition is not None:
             device = self._embed.weight.device

@@ -160,7 +160,7 @@ class CausalDecoder:
             condition = self._codec.condition(request.readout, request.prompt_tokens, request.target_tokens)
         prompt = self._conditioning.prompt(request.prompt, request.mode, condition)
         if condition is None:
-            inputs = {"input_ids": torch.tensor([prompt.after], device=self.device)}
+            inputs = {"input_ids": torch.tensor([prompt.before], device=self.device)}
         else:
             head = self._heads.get(tuple(prompt.before))
             start = len(prompt.before) if head else 0

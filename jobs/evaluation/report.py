@@ -18,8 +18,8 @@ PAPER_NOTE: Final = (
 )
 INTRODUCTION: Final = (
     "Generated from `docs/results.json`, which `larimar eval all` wrote; nothing is typed in by hand. How it is "
-    "measured and what every key means is in [evaluation.md](evaluation.md). The CounterFact here is its *reduced form*, whose "
-    '"rephrase" is mostly a generation prompt of the original: these are not the published paraphrase scores.'
+    "measured and what every key means is in [evaluation.md](evaluation.md). The CounterFact here is its *reduced form*, "
+    'whose "rephrase" is mostly a generation prompt of the original: these are not the published paraphrase scores.'
 )
 #: Shown in the README; the rest is in the report.
 HEADLINES: Final = (

@@ -91,8 +91,10 @@ _EDITS = (
 )
 
 
-def _columns(pattern: str, heading: str, numbers: tuple[int, ...], better: Literal["high", "low"] = "high") -> Table:
-    return Table(tuple(Column(pattern.format(number), heading.format(f"{number:,}"), better) for number in numbers))
+def _by_number(measure: str, heading: str, numbers: tuple[int, ...], caption: str = "") -> Table:
+    """One column for each number, put in place of "#"."""
+    columns = (Column(measure.replace("#", str(n)), heading.replace("#", f"{n:,}")) for n in numbers)
+    return Table(tuple(columns), caption)
 
 
 _STOPS = (1, 5, 10, 25, 50, 100, 200, 500, 1000, 2000)
@@ -134,9 +136,9 @@ SECTIONS: Final = (
         "Sequential editing",
         "Edits are written one after another; at each stop a sample of all past ones is asked for again.",
         (
-            Table(_columns("recall_{}", "{} edits", _STOPS).columns, "Whole facts read back, every token right."),
-            Table(_columns("generation_{}", "{} edits", _STOPS).columns, "The decoder's answer contains the target."),
-            Table(_columns("rephrase_right_{}", "{} edits", _STOPS).columns, "A rephrasing finds its own edit."),
+            _by_number("recall_#", "# edits", _STOPS, "Whole facts read back, every token right."),
+            _by_number("generation_#", "# edits", _STOPS, "The decoder's answer contains the target."),
+            _by_number("rephrase_right_#", "# edits", _STOPS, "A rephrasing finds its own edit."),
         ),
         "sequential",
         ("sequential",),
@@ -146,8 +148,8 @@ SECTIONS: Final = (
         "Batch editing",
         "N facts are written, and asked for with their own prompts: every token of prompt and target must come back.",
         (
-            _columns("recall_{}", "{} facts", (512, 1024, 4096, 10_000)),
-            _columns("generation_{}", "says it, {} facts", (4096,)),
+            _by_number("recall_#", "# facts", (512, 1024, 4096, 10_000)),
+            _by_number("generation_#", "# facts", (4096,), "The decoder's answer contains the target."),
         ),
         "batch",
         ("batch",),
@@ -210,8 +212,13 @@ SECTIONS: Final = (
     Section(
         "context",
         "Long context",
-        "One of n facts is asked for.",
-        (_columns("recall_{}", "{} facts", _FACTS),),
+        "Made-up facts, a sample of them asked for: in other words, and with the facts' own prompts. Recalled is what "
+        "the gate let in and came back whole; the recursive read has no gate and is told how long the right fact is.",
+        (
+            _by_number("recall_#", "# facts", _FACTS, "Asked in other words."),
+            _by_number("prompt_recall_#", "# facts", _FACTS, "Asked with the facts' own prompts."),
+            _by_number("generation_#", "# facts", _FACTS, "The decoder's answer contains the fact's."),
+        ),
         "context",
         ("context",),
     ),

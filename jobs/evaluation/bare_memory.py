@@ -38,9 +38,9 @@ class BareMemory:
             self._stored.update({fact.fact_id: fact for fact in prepared.effect.facts})
         self._tenant.apply(prepared)
 
-    def recall(self, key: Float16Array) -> Recall:
-        """The snap read for one query key (D,) float16, gate included."""
-        return self._tenant.recall(key, ReadMode.SNAP)
+    def recall(self, keys: Float16Array) -> Recall:
+        """The snap read for one query's keys (P, D) float16, gate included."""
+        return self._tenant.recall(keys, ReadMode.SNAP)
 
     def state_hash(self) -> str:
         """See `state_hash.py`: equal for equal facts under equal ids, whatever the order they came in."""

@@ -98,7 +98,7 @@ def served(config: MemoryConfig, encoded: EncodedFacts) -> Readouts:
     memory.write(encoded, [f"f_{index:06d}" for index in range(len(encoded))])
     values = torch.zeros(len(encoded), config.latent_size)
     for index, key in enumerate(encoded.keys):
-        readout = memory.recall(key).readout
+        readout = memory.recall(key[None]).readout
         if readout is not None:
             values[index] = torch.from_numpy(readout[0])
     return Readouts(values, len(encoded))

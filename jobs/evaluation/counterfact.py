@@ -26,7 +26,7 @@ from jobs.evaluation.memories import (
 from jobs.evaluation.outcome import Figure, Outcome
 from jobs.evaluation.paper_memory import PaperMemory
 from jobs.evaluation.probes import Episode, Kind, Probe, ProbeSet, draw_probes
-from jobs.evaluation.recalls import figures
+from jobs.evaluation.recalls import encode_ahead, figures
 from jobs.evaluation.scoring import Mark, by_record, edit_figures
 from workers.ports import AnswerMode
 
@@ -54,6 +54,8 @@ def run(lab: Lab) -> Outcome:
     episodes = Episode.split(lab.data.records, lab.limit, lab.in_memory)
     drawn = [draw_probes(episode, lab.seed) for episode in episodes]
     probes = [probe for part in drawn for probe in part.probes]
+    facts = [record.fact() for episode in episodes for record in episode.records]
+    encode_ahead(lab, facts, [probe.query for probe in probes])
     recalled = {memory.name: _recall(lab, memory, episodes, drawn) for memory in _memories(lab)}
     base, rows = _answer(lab, probes, recalled)
     if lab.rows == "all" and lab.in_memory == 1:

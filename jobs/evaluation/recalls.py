@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from jobs.evaluation.lab import Lab
 from jobs.evaluation.outcome import Figure
 from jobs.evaluation.statistics import Share
+from memory_actor.types import FactText
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -24,3 +27,10 @@ def says(text: str, wanted: str) -> bool:
     """Whether a generated text contains what was wanted as whole words, case and runs of white space aside."""
     words = r"\s+".join(re.escape(word) for word in wanted.split())
     return bool(words) and re.search(rf"(?<!\w){words}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def encode_ahead(lab: Lab, facts: Sequence[FactText], queries: Sequence[str]) -> None:
+    """Encode in large batches what rows will ask for one by one; the encoders keep it."""
+    for encoder in (lab.encoder, lab.plain) if lab.rows == "all" else (lab.encoder,):
+        encoder.facts(facts)
+        encoder.queries(queries)

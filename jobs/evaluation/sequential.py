@@ -17,7 +17,7 @@ from jobs.evaluation.lab import Lab
 from jobs.evaluation.memories import EditedMemory, LarimarMemory, NearestFact, Recollection, as_ask, whole
 from jobs.evaluation.outcome import Figure, Outcome
 from jobs.evaluation.paper_memory import PaperMemory
-from jobs.evaluation.recalls import figures, says
+from jobs.evaluation.recalls import encode_ahead, figures, says
 from jobs.evaluation.records import EditRecord
 from jobs.evaluation.statistics import share
 from memory_actor.types import FactText
@@ -48,6 +48,7 @@ def run(lab: Lab) -> Outcome:
     records = lab.data.records
     edits = lab.limit or STOPS[-1]
     facts = lab.data.facts(edits)
+    encode_ahead(lab, facts, [])
     stops = [stop for stop in STOPS if stop < edits] + [edits]
     reached = [stop for memory in _memories(lab) for stop in _edit(lab, memory, facts, records, stops)]
     _speak(lab, reached, facts)

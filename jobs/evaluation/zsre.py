@@ -16,7 +16,7 @@ from jobs.evaluation.lab import Lab
 from jobs.evaluation.memories import EditedMemory, LarimarMemory, NearestFact, Recollection, Unedited, as_ask
 from jobs.evaluation.outcome import Figure, Outcome
 from jobs.evaluation.paper_memory import PaperMemory
-from jobs.evaluation.recalls import figures
+from jobs.evaluation.recalls import encode_ahead, figures
 from jobs.evaluation.records import QuestionRecord
 from jobs.evaluation.statistics import mean_interval, share, token_f1
 from memory_actor.types import FactText
@@ -55,7 +55,8 @@ def run(lab: Lab) -> Outcome:
     """The first `limit` questions are edited; all rows see the same sequence and the same queries."""
     records = lab.data.questions[: lab.limit]
     queries = [query for index, record in enumerate(records) for query in queries_of(index, record)]
-    facts = [FactText(record.question, record.target_new) for record in records]
+    facts = [record.fact() for record in records]
+    encode_ahead(lab, facts, [query.text for query in queries])
     recalled = {memory.name: _recall(lab, memory, facts, queries) for memory in _memories(lab)}
     base, answers = _answer(lab, queries, recalled)
     outcome = Outcome(NAME, {f"{NAME}.n": len(records)})

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.evaluation.gate_scores import unit
+from jobs.evaluation.key_encoder import KeyEncoder
 from jobs.evaluation.lab import Lab
-from jobs.evaluation.memories import KeyEncoder, LarimarMemory, as_ask
+from jobs.evaluation.memories import LarimarMemory, as_ask
 from jobs.evaluation.outcome import Outcome
 from jobs.evaluation.recalls import figures, says
 from jobs.evaluation.statistics import share

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.evaluation.gate_scores import WRONG, nearest, paired, unit
+from jobs.evaluation.key_encoder import KeyEncoder
 from jobs.evaluation.lab import Lab
-from jobs.evaluation.memories import NEAREST_THRESHOLD, KeyEncoder
+from jobs.evaluation.memories import NEAREST_THRESHOLD
 from jobs.evaluation.outcome import Figure, Outcome
 from jobs.evaluation.private_facts import measure_private_facts
 from jobs.evaluation.probes import Episode, Kind, Probe, draw_probes

@@ -7,6 +7,7 @@ Modules behind a command are imported when it runs.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,21 @@ def train(context: typer.Context, what: Annotated[str, typer.Argument(help="What
 def campaign(context: typer.Context) -> None:
     """Break a system on purpose and count what is lost: NAME [--count N] [--seed S]; see docs/reliability.md."""
     done = subprocess.run([sys.executable, "-m", "jobs.campaign", *context.args], check=False)  # noqa: S603
+    raise typer.Exit(done.returncode)
+
+
+@app.command(
+    name="eval", context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+)
+def evaluate(context: typer.Context) -> None:
+    """Larimar's experiments beside honest baselines: NAME [--data FILE] [--limit N] [--json FILE]; docs/evaluation.md."""
+    command = [sys.executable, "-m", "jobs.evaluate", *context.args]
+    # Ctrl-C reaches the whole terminal group. The run itself decides how it ends; here it would be killed at once.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        done = subprocess.run(command, check=False)  # noqa: S603
+    finally:
+        signal.signal(signal.SIGINT, before)
     raise typer.Exit(done.returncode)
 
 

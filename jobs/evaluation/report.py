@@ -18,8 +18,9 @@ PAPER_NOTE: Final = (
 )
 INTRODUCTION: Final = (
     "Generated from `docs/results.json`, which `larimar eval all` wrote; nothing is typed in by hand. How it is "
-    "measured and what every key means is in [evaluation.md](evaluation.md). The CounterFact here is its *reduced form*, "
-    'whose "rephrase" is mostly a generation prompt of the original: these are not the published paraphrase scores.'
+    "measured and what every key means is in [evaluation.md](evaluation.md). The CounterFact here is its *reduced "
+    'form*, whose "rephrase" is mostly a generation prompt of the original: these are not the published paraphrase '
+    "scores."
 )
 #: Shown in the README; the rest is in the report.
 HEADLINES: Final = (
@@ -72,13 +73,13 @@ def target_table(targets: Sequence[Target], results: Results) -> str:
         value = target.value(results)
         what = f"{'…' if target.group == group else target.group}: {target.what}".replace("…:", "…")
         group = target.group
-        bar = f"{'≤' if target.at_most else '≥'} {_in_unit(target.bar, target.unit)}"
+        bar = bar_text(target)
         if value is None:
             lines.append(f"| {what} | {NOT_MEASURED} | | {bar} | |")
             continue
         interval = target.interval(results)
         shown = f"{_percent(interval[0])}-{_percent(interval[1])} %" if interval and target.unit == "%" else ""
-        lines.append(f"| {what} | {_in_unit(value, target.unit)} | {shown} | {bar} | {_verdict(target, value)} |")
+        lines.append(f"| {what} | {in_unit(value, target.unit)} | {shown} | {bar} | {_verdict(target, value)} |")
     return "\n".join(lines)
 
 
@@ -89,7 +90,7 @@ def losses(results: Results) -> Iterator[str]:
         value = target.value(results)
         if value is not None and target.missed_by(value) > 0:
             found = True
-            figure = f"{_in_unit(value, target.unit)} ({_short_of(target, value)})"
+            figure = f"{in_unit(value, target.unit)} ({_short_of(target, value)})"
             yield f"- Target missed: {target.group}, {target.what}: {figure}."
     for section in SECTIONS:
         for column in (column for table in section.tables for column in table.columns):
@@ -197,12 +198,17 @@ def _percent(share: float) -> str:
     return f"{percent:.2f}" if near_an_end else f"{percent:.1f}"
 
 
-def _in_unit(value: float, unit: str) -> str:
+def in_unit(value: float, unit: str) -> str:
+    """A figure in the unit of its target; see `Target`."""
     if unit == "%":
         return f"{_percent(value)} %"
     if unit == "points":
         return f"{100 * value:+.1f} points"
     return f"{value:,.0f} {unit}"
+
+
+def bar_text(target: Target) -> str:
+    return f"{'≤' if target.at_most else '≥'} {in_unit(target.bar, target.unit)}"
 
 
 def _short_of(target: Target, value: float) -> str:

@@ -1,6 +1,6 @@
 """The folder of one evaluation run: what was found, what it was found with, and what need not be asked again.
 
-    DIR/answers-<hash>.jsonl      what the decoder answered, under the hash of everything else that decides an answer
+    DIR/answers-<hash>.jsonl      what the decoders answered, all experiments', under the hash of the code that answers
     DIR/NAME/items.jsonl          raw items of one experiment, one JSON object a line
     DIR/NAME/summary.json         its figures, its settings and the seconds it took; written last
     DIR/results.json              all summaries as one flat JSON
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,16 @@ from workers.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What only shows results: it may change without anything being measured again.
-_SHOWS = {"figures.py", "paper_rows.py", "report.py", "report_sections.py", "run_folder.py", "targets.py"}
-#: What decides an answer, given the bundle and the question.
+_SHOWS = {
+    "experiments.py",
+    "figures.py",
+    "paper_rows.py",
+    "report.py",
+    "report_sections.py",
+    "run_folder.py",
+    "targets.py",
+}
+#: What decides an answer, given the bundle and the question; and all of `workers`.
 _ANSWERS = ("asks.py", "answering.py", "branches.py")
 
 
@@ -53,13 +63,35 @@ class ExperimentFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def record(self, settings: Settings, outcome: Outcome, seconds: float) -> None:
+    def record(self, settings: Settings, outcome: Outcome, seconds: float, machine: Mapping[str, Any]) -> None:
         """Keep a finished experiment. The summary is there last, whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in outcome.items)
         _replace(self.path / "items.jsonl", "".join(lines))
-        found = {"settings": asdict(settings), "seconds": round(seconds, 1), "summary": outcome.summary}
+        found = {
+            "settings": asdict(settings),
+            "seconds": round(seconds, 1),
+            "machine": dict(machine),
+            "summary": outcome.summary,
+        }
         _replace(self.path / "summary.json", json.dumps(found, indent=2) + "\n")
+
+    @contextmanager
+    def timed(self, settings: Settings) -> Iterator[Callable[[], float]]:
+        """Gives the seconds so far, those of interrupted runs with the same settings included (kill -9 excepted)."""
+        unfinished = self.path / "unfinished.json"
+        earlier_s = 0.0
+        if unfinished.exists():
+            noted = json.loads(unfinished.read_bytes())
+            earlier_s = noted["seconds"] if noted["settings"] == asdict(settings) else 0.0
+        started = time.monotonic()
+        try:
+            yield lambda: earlier_s + time.monotonic() - started
+        except BaseException:
+            seconds = round(earlier_s + time.monotonic() - started, 1)
+            _replace(unfinished, json.dumps({"settings": asdict(settings), "seconds": seconds}) + "\n")
+            raise
+        unfinished.unlink(missing_ok=True)
 
     def finished(self) -> dict[str, Any] | None:
         """Settings, seconds and summary of what is here; None when it is unfinished."""
@@ -90,12 +122,11 @@ class RunFolder:
     def experiment(self, name: str) -> ExperimentFolder:
         return ExperimentFolder(self.path / name)
 
-    def answers(self, bundle: Bundle) -> Path:
-        """Where the decoder's answers are kept: another file when anything but the question would change them."""
-        manifest = bundle.manifest
-        decided_by = [manifest.decoder.weights_sha256, manifest.prompt.model_dump_json(), _hash_code(_answering_code())]
-        self.path.mkdir(parents=True, exist_ok=True)
-        return self.path / f"answers-{_sha256(chr(10).join(decided_by))[:16]}.jsonl"
+    @property
+    def answers(self) -> Path:
+        """Where the decoder's answers are kept, whose lines say of which decoder they are."""
+        code = [*(ROOT / "workers").glob("*.py"), *(ROOT / "jobs" / "evaluation" / name for name in _ANSWERS)]
+        return self.path / f"answers-{_hash_code(code)[:16]}.jsonl"
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """All finished experiments by name, in alphabetical order."""
@@ -103,14 +134,16 @@ class RunFolder:
         return {name: one for name, one in found.items() if one is not None}
 
     def results(self) -> dict[str, Any]:
-        """One flat JSON object: every experiment's figures and seconds, then the settings of each under its name."""
+        """One flat JSON object: every experiment's figures and seconds, the machine, the settings of each."""
         finished = self.finished()
         figures: dict[str, Figure] = {}
         for name, one in finished.items():
             figures |= one["summary"]
             figures[f"{name}.seconds"] = one["seconds"]
         settings = {name: one["settings"] for name, one in finished.items()}
-        return {**figures, "settings": settings}
+        machine = {key: value for one in finished.values() for key, value in one["machine"].items()}
+        machines = dict.fromkeys(one["machine"]["machine"] for one in finished.values())
+        return {**figures, **machine, "machine": " and ".join(machines), "settings": settings}
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         _replace(self.path / "results.json", json.dumps(results, indent=2) + "\n")
@@ -129,10 +162,6 @@ def code_version() -> str:
 def manifest_version(bundle: Bundle) -> str:
     """SHA-256 (hex) of the bundle's manifest."""
     return _sha256(bundle.manifest.model_dump_json())
-
-
-def _answering_code() -> list[Path]:
-    return [*(ROOT / "workers").glob("*.py"), *(ROOT / "jobs" / "evaluation" / name for name in _ANSWERS)]
 
 
 def _hash_code(paths: list[Path]) -> str:

@@ -182,7 +182,7 @@ def campaign(context: typer.Context) -> None:
     name="eval", context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 )
 def evaluate(context: typer.Context) -> None:
-    """Larimar's experiments beside honest baselines: NAME [--data FILE] [--limit N] [--json FILE]; docs/evaluation.md."""
+    """Larimar's experiments beside honest baselines: NAME [--data FILE] [--limit N]; see docs/evaluation.md."""
     command = [sys.executable, "-m", "jobs.evaluate", *context.args]
     # Ctrl-C reaches the whole terminal group. The run itself decides how it ends; here it would be killed at once.
     before = signal.signal(signal.SIGINT, lambda *_: None)

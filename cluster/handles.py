@@ -138,8 +138,8 @@ class RayMemory:
     async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]:
         return cast(list[FactRecord], await self._call("select", tenant, selector, limit))
 
-    async def recall(self, tenant: str, key: Float16Array, mode: ReadMode, min_version: int) -> Recall:
-        return cast(Recall, await self._call("recall", tenant, key, mode, min_version))
+    async def recall(self, tenant: str, keys: Float16Array, mode: ReadMode, min_version: int) -> Recall:
+        return cast(Recall, await self._call("recall", tenant, keys, mode, min_version))
 
     async def verify(self, tenant: str) -> Verification:
         return cast(Verification, await self._call("verify", tenant))
@@ -207,8 +207,8 @@ class ServeEncoder:
     async def encode_facts(self, facts: Sequence[FactText]) -> EncodedFacts:
         return cast(EncodedFacts, await _answer("the encoder", self._handle.encode_facts.remote(facts)))
 
-    async def encode_queries(self, texts: Sequence[str]) -> Float16Array:
-        return cast(Float16Array, await _answer("the encoder", self._handle.encode_queries.remote(texts)))
+    async def encode_queries(self, texts: Sequence[str]) -> list[Float16Array]:
+        return cast(list[Float16Array], await _answer("the encoder", self._handle.encode_queries.remote(texts)))
 
     async def status(self) -> dict[str, Any]:
         return cast(dict[str, Any], await _answer("the encoder", self._handle.status.remote()))

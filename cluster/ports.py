@@ -1,6 +1,6 @@
 """What the gateway calls, as protocols. Ray stands behind them in `cluster/handles.py`, fakes in the unit tests.
 
-Dimension legend: N facts or queries, D key size.
+Dimension legend: N facts or queries, P keys of one query, D key size.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class MemoryPort(Protocol):
 
     async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]: ...
 
-    async def recall(self, tenant: str, key: Float16Array, mode: ReadMode, min_version: int) -> Recall:
-        """Read with the key (D,) of one query."""
+    async def recall(self, tenant: str, keys: Float16Array, mode: ReadMode, min_version: int) -> Recall:
+        """Read with the keys (P, D) of one query."""
         ...
 
     async def verify(self, tenant: str) -> Verification: ...
@@ -128,8 +128,8 @@ class EncoderPort(Protocol):
 
     async def encode_facts(self, facts: Sequence[FactText]) -> EncodedFacts: ...
 
-    async def encode_queries(self, texts: Sequence[str]) -> Float16Array:
-        """N queries to (N, D) float16 keys of unit norm."""
+    async def encode_queries(self, texts: Sequence[str]) -> list[Float16Array]:
+        """N queries to the keys of each, (P, D) float16 of unit norm."""
         ...
 
     async def status(self) -> dict[str, Any]: ...

@@ -169,8 +169,8 @@ class Router:
         deadline, memory = self._deadline(), self._memory.owner_of(tenant)
         selector = Selector(tags=tags, before=before)
         if query is not None:
-            keys = await self._encode(lambda: self._encoder.encode_queries([query]), deadline)
-            selector = Selector(key=keys[0])
+            [keys] = await self._encode(lambda: self._encoder.encode_queries([query]), deadline)
+            selector = Selector(keys=keys)
         return await self._ask(lambda _: memory.select(tenant, selector, limit), deadline)
 
     async def retract(self, tenant: str, fact_ids: Sequence[str], idempotency: Idempotency) -> Retraction:
@@ -228,11 +228,11 @@ class Router:
         if not query.memory:
             return None
         with stages.timed("encode"):
-            keys = await self._encode(lambda: self._encoder.encode_queries([query.generation.prompt]), deadline)
+            [keys] = await self._encode(lambda: self._encoder.encode_queries([query.generation.prompt]), deadline)
         memory = self._memory.owner_of(tenant)
 
         def ask(_: float) -> Awaitable[Recall]:
-            return memory.recall(tenant, keys[0], query.read, query.min_version)
+            return memory.recall(tenant, keys, query.read, query.min_version)
 
         with stages.timed("memory"):
             try:

@@ -73,9 +73,9 @@ def scope_read_ms(engine: MemoryEngine, config: MemoryConfig, facts: int, advanc
     engine.create_tenant("scope", Retention.LATENT, _idempotency("scope")).result()
     stored = fill(engine, "scope", source, facts, advance)
     for key in stored:  # solves every shard: a read waits for one solve after a change, which is not measured here
-        engine.recall("scope", key, ReadMode.SNAP, 0)
+        engine.recall("scope", key[None], ReadMode.SNAP, 0)
     times = [
-        _timed(lambda key=key: engine.recall("scope", key, ReadMode.SNAP, 0))  # type: ignore[misc]
+        _timed(lambda key=key: engine.recall("scope", key[None], ReadMode.SNAP, 0))  # type: ignore[misc]
         for _ in range(5)
         for key in stored
     ]

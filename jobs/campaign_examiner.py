@@ -108,7 +108,7 @@ class Examiner:
         """Some live facts are recalled whole, and no recall finds one that is gone."""
         for fact_id in self.draw.sample(list(model.live), min(len(model.live), _KEYS_CHECKED)):
             planned = model.live[fact_id].planned
-            recall = store.engine.recall(tenant, key_of(planned.prompt), ReadMode.SNAP, model.version)
+            recall = store.engine.recall(tenant, key_of(planned.prompt)[None], ReadMode.SNAP, model.version)
             found = model.live.get(recall.fact_id or "")
             if found is None or recall.readout is None or found.planned.prompt != planned.prompt:
                 self.outcome.violate(f"{label}: {tenant} recalls {recall.fact_id} for {fact_id}")

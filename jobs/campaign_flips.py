@@ -199,7 +199,7 @@ def _tenant_reads(store: Store, tenant: str) -> dict[str, Callable[[], Any]]:
         return (done.state_hash, done.version) if done.identical else Detected("verify")
 
     def recalled(prompt: int) -> Any:
-        recall = engine.recall(tenant, key_of(prompt), ReadMode.SNAP, 0)
+        recall = engine.recall(tenant, key_of(prompt)[None], ReadMode.SNAP, 0)
         return recall.fact_id, None if recall.readout is None else recall.readout.round(3).tolist()
 
     def restored() -> Any:

@@ -120,7 +120,7 @@ class Scenario:
         self._recall(tenant)
 
     def _recall(self, tenant: str) -> None:
-        recall = self.store.engine.recall(tenant, key_of(7), ReadMode.SNAP, 0)
+        recall = self.store.engine.recall(tenant, key_of(7)[None], ReadMode.SNAP, 0)
         if recall.fact_id not in self.models[tenant].live:
             raise AssertionError(f"{tenant} woke up and recalls {recall.fact_id}")
 

@@ -1,5 +1,6 @@
 """How well a key encoder and one cosine threshold decide what a query is about. Each measure is a list of scores on
-which every threshold can be tried: scores that should be in scope, and scores that should not.
+which every threshold can be tried: scores that should be in scope, and scores that should not. A query scores as in the
+product: by the best of its keys, that of the whole text and that of its asked sentence.
 
 CounterFact is in reduced form: its `rephrase_prompt` is mostly a generation prompt, not a published paraphrase.
 """
@@ -32,10 +33,11 @@ from jobs.scope_relations import (
 from jobs.scope_split import HELD_OUT_RELATIONS
 from jobs.scope_statements import Relation, Wordings, draw
 from memory_actor.types import Float32Array
+from workers.asked_sentence import key_texts
 
 Encode = Callable[[Sequence[str]], Float32Array]
 #: Queries to the keys of each, (P, D): the best of them counts, as in the product.
-Ask = Callable[[Sequence[str]], Sequence[Float32Array]]
+Ask = Callable[[Sequence[str]], Sequence[NDArray[np.floating]]]
 Scores = NDArray[np.float32]
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 THRESHOLDS = np.round(np.arange(0.2, 0.951, 0.01), 2)
@@ -113,9 +115,9 @@ def load_questions(data: Path, seed: int = 0) -> Questions:
 def measure(encode: Encode, questions: Questions, ask: Ask | None = None) -> dict[str, Scores]:
     """Scores of every measure of `BARS`. With 2,000 stored, a rephrasing whose nearest fact is wrong scores -1.
 
-    `encode` makes the keys of what is stored, `ask` those of queries; without it a query has one key, its own.
+    `encode` makes the keys of what is stored, `ask` those of queries, (P, D) each; by default as the product does.
     """
-    ask = ask or _one_key(encode)
+    ask = ask or _as_served(encode)
     records = questions.records
     stored = encode([record.prompt for record in records])
     many = np.concatenate([stored, encode(questions.more_prompts)]) if questions.more_prompts else stored
@@ -143,7 +145,7 @@ def measure(encode: Encode, questions: Questions, ask: Ask | None = None) -> dic
 
 def measure_private(encode: Encode, path: Path, ask: Ask | None = None) -> dict[str, Scores]:
     """Scores of `PRIVATE_BARS` on the test set, all its facts stored together; a wrong nearest fact scores -1."""
-    ask = ask or _one_key(encode)
+    ask = ask or _as_served(encode)
     content = json.loads(path.read_bytes())
     triples = content["triples"]
     many = encode([triple["stored"] for triple in triples])
@@ -204,8 +206,13 @@ def summary(scores: dict[str, Scores], threshold: float) -> dict[str, float]:
     }
 
 
-def _one_key(encode: Encode) -> Ask:
-    return lambda texts: [key[None] for key in encode(texts)]
+def _as_served(encode: Encode) -> Ask:
+    def ask(queries: Sequence[str]) -> list[Float32Array]:
+        texts, rows = key_texts(queries)
+        keys = encode(texts)
+        return [keys[of] for of in rows]
+
+    return ask
 
 
 def _right(found: Nearest, own: Sequence[Sequence[int]]) -> Scores:

@@ -160,8 +160,8 @@ class MemoryActor:
     async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]:
         return await self._read(self._engine.select, tenant, selector, limit)
 
-    async def recall(self, tenant: str, key: Float16Array, mode: ReadMode, min_version: int) -> Recall:
-        return await self._read(self._engine.recall, tenant, key, mode, min_version)
+    async def recall(self, tenant: str, keys: Float16Array, mode: ReadMode, min_version: int) -> Recall:
+        return await self._read(self._engine.recall, tenant, keys, mode, min_version)
 
     async def verify(self, tenant: str) -> Verification:
         return await self._read(self._engine.verify, tenant)

@@ -54,9 +54,9 @@ class EngineReads(EngineParts):
         with suppress(NotFound, TenantQuarantined):
             self.tenant(name)
 
-    def recall(self, name: str, key: Float16Array, mode: ReadMode, min_version: int) -> Recall:
-        """The readout for a query's key (D,) float16. See `TenantMemory.recall`."""
-        return self._reading(name, lambda memory: memory.recall(key, mode, min_version))
+    def recall(self, name: str, keys: Float16Array, mode: ReadMode, min_version: int) -> Recall:
+        """The readout for a query's keys (P, D) float16. See `TenantMemory.recall`."""
+        return self._reading(name, lambda memory: memory.recall(keys, mode, min_version))
 
     def wake(self, name: str) -> TenantSummary:
         """Load a cold tenant. Raises NotFound, TenantQuarantined."""
@@ -120,12 +120,12 @@ class EngineReads(EngineParts):
 
     def select(self, name: str, selector: Selector, limit: int) -> list[FactRecord]:
         """The facts a selector matches, for a preview; nearest first for a query, else oldest first."""
-        key = selector.key
-        if key is None:
+        keys = selector.keys
+        if keys is None:
             return self._listing(
                 name, lambda: self._ledger.select_ids(name, tags=selector.tags, before=selector.before, limit=limit)
             )
-        near = self._reading(name, lambda memory: memory.near(key, limit))
+        near = self._reading(name, lambda memory: memory.near(keys, limit))
         records = self._listing(name, lambda: [(self._ledger.record(name, item.fact_id), item.score) for item in near])
         return [replace(record, score=round(score, 4)) for record, score in records if record is not None]
 

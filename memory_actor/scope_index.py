@@ -1,7 +1,8 @@
 """Which stored fact, if any, does a query concern? Nearest stored key by cosine, by one exact matrix product.
 
+A query has one key or several, of its parts, and is as near to a fact as the nearest of them.
 Keys live in fixed blocks, so that adding one costs the same with ten facts or a million: nothing is ever copied.
-Dimension legend: N keys, D key size.
+Dimension legend: N stored keys, P keys of one query, D key size.
 """
 
 from __future__ import annotations
@@ -20,9 +21,21 @@ _EQUAL_COSINES = 1e-6  # float32 products of equal keys differ by less, dependin
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A stored key near a query: its fact and the cosine, in [-1, 1]."""
+    """A stored key near a query: its fact, the cosine, in [-1, 1], and which of the query's keys came that near."""
 
     fact_id: str
+    score: float
+    key: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best cosine of a search and the pairs (position of a stored key, number of a query's key) that have it.
+
+    Several only where keys are equal: of facts written with `keep_both`, or of one query.
+    """
+
+    pairs: list[list[int]]
     score: float
 
 
@@ -96,35 +109,39 @@ class ScopeIndex:
         if last_row == 0:
             self._blocks.pop()
 
-    def nearest_positions(self, query: Tensor) -> tuple[list[int], float] | None:
-        """Positions of the keys nearest to `query` (D,) and their cosine, or None when the index is empty.
+    def search(self, query: Tensor) -> Found | None:
+        """The stored keys nearest to any of a query's keys (P, D), or None when the index is empty.
 
-        Several positions only where keys are equal (facts written with `keep_both`). Safe beside one writer; after a
-        concurrent removal the positions mean nothing (see `removals`).
+        Safe beside one writer; after a concurrent removal the positions mean nothing (see `removals`).
         """
         scores = self._scores(query)
         if scores is None:
             return None
         best = scores.max()
-        return (scores >= best - _EQUAL_COSINES).nonzero().flatten().tolist(), float(best)
+        return Found((scores >= best - _EQUAL_COSINES).nonzero().tolist(), float(best))
 
-    def newest_at(self, positions: list[int]) -> str:
-        """The newest of the facts at positions that `nearest_positions` returned, unless `removals` has changed."""
-        return self._fact_ids[max(positions, key=self._seqs.__getitem__)]
+    def newest(self, found: Found) -> Neighbour:
+        """The newest of the facts that `search` found, unless `removals` changed; of the query's keys the first."""
+        position, key = max(found.pairs, key=lambda pair: self._seqs[pair[0]])
+        return Neighbour(self._fact_ids[position], found.score, key)
 
     def nearest(self, query: Tensor) -> Neighbour | None:
-        """The fact with the highest cosine to `query` (D,), or None. Not beside a removal."""
-        found = self.nearest_positions(query)
-        return None if found is None else Neighbour(self.newest_at(found[0]), found[1])
+        """The fact with the highest cosine to any of a query's keys (P, D), or None. Not beside a removal."""
+        found = self.search(query)
+        return None if found is None else self.newest(found)
 
     def within(self, query: Tensor, threshold: float, limit: int) -> list[Neighbour]:
-        """Up to `limit` facts with cosine >= threshold, best first. Not beside a removal."""
+        """Up to `limit` facts whose best cosine to a query's keys (P, D) is >= threshold, best first.
+
+        Not beside a removal.
+        """
         scores = self._scores(query)
         if scores is None:
             return []
-        best = scores.topk(min(limit, len(scores)))
+        nearest, keys = scores.max(dim=1)
+        best = nearest.topk(min(limit, len(nearest)))
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [Neighbour(self._fact_ids[index], score) for score, index in pairs if score >= threshold]
+        return [Neighbour(self._fact_ids[at], score, int(keys[at])) for score, at in pairs if score >= threshold]
 
     def _write(self, start: int, rows: Tensor) -> None:
         """Put unit rows (N, D) at positions from `start`, the first free one, on; adds blocks as needed."""
@@ -140,14 +157,14 @@ class ScopeIndex:
             done += count
 
     def _scores(self, query: Tensor) -> Tensor | None:
-        """Cosines (N,) to all keys present at the start."""
-        if query.shape != (self._key_size,):
-            raise ValueError(f"query must be ({self._key_size},), got {tuple(query.shape)}")
+        """Cosines (N, P) of all keys present at the start to a query's (P, D)."""
+        if len(query.shape) != 2 or query.shape[0] == 0 or query.shape[1] != self._key_size:
+            raise ValueError(f"a query's keys must be (P, {self._key_size}), P > 0, got {tuple(query.shape)}")
         count = len(self._fact_ids)
         blocks = tuple(self._blocks)  # a concurrent removal may pop the last block from the list, or the only one
         if count == 0 or not blocks:
             return None
-        q = _unit(query).to(self._device)
+        q = torch.stack([_unit(key) for key in query]).T.to(self._device)  # (D, P)
         return torch.cat([block @ q for block in blocks])[:count]
 
 

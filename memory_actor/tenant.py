@@ -303,24 +303,25 @@ class TenantMemory:
 
     # -- reading it ---------------------------------------------------------------------------------------------
 
-    def recall(self, key: Float16Array, mode: ReadMode, min_version: int = 0) -> Recall:
-        """The readout of the fact that a query's key (D,) is in scope of, if any.
+    def recall(self, keys: Float16Array, mode: ReadMode, min_version: int = 0) -> Recall:
+        """The readout of the fact nearest to any of a query's keys (P, D), if that is in scope.
 
-        Snap reads use the stored address of the matched fact, exact up to capacity; soft reads use phi(query), the
-        paper's read. Decided once, from the query alone. Raises StaleMemory below `min_version`.
+        Snap reads use the stored address of the matched fact, exact up to capacity; soft reads, the paper's, use phi
+        of the key that came nearest. Decided once, from the query alone.
+        Raises: StaleMemory below `min_version`; ValueError for keys of another shape.
         """
         started = time.perf_counter()
         if self.version < min_version:
             raise StaleMemory(self.name, self.version, min_version)
-        query = torch.from_numpy(key.astype(np.float32))
+        query = torch.from_numpy(keys.astype(np.float32))
         neighbour, version = self._nearest(query)
         scope_ms = (time.perf_counter() - started) * 1e3
         if neighbour is None or neighbour.score < self.config.scope_threshold:
             score = 0.0 if neighbour is None else neighbour.score
             return Recall(tenant=self.name, version=version, in_scope=False, score=score, scope_ms=scope_ms)
-        found = self._read(neighbour.fact_id, query, mode)
+        found = self._read(neighbour.fact_id, query[neighbour.key], mode)
         if found is None:  # forgotten since it matched: ask again
-            return self.recall(key, mode, min_version)
+            return self.recall(keys, mode, min_version)
         readout, fact = found
         return Recall(
             tenant=self.name,
@@ -335,10 +336,10 @@ class TenantMemory:
             read_ms=(time.perf_counter() - started) * 1e3 - scope_ms,
         )
 
-    def near(self, key: Float16Array, limit: int) -> list[Neighbour]:
-        """Up to `limit` facts whose key is in scope of this one, best first."""
+    def near(self, keys: Float16Array, limit: int) -> list[Neighbour]:
+        """Up to `limit` facts that a query is in scope of by any of its keys (P, D), best first."""
         with self.lock:
-            return self._index.within(torch.from_numpy(key.astype(np.float32)), self.config.scope_threshold, limit)
+            return self._index.within(torch.from_numpy(keys.astype(np.float32)), self.config.scope_threshold, limit)
 
     def _nearest(self, query: Tensor) -> tuple[Neighbour | None, int]:
         """Nearest fact and the version it was seen at. The search runs beside the writer, its result is checked."""
@@ -346,16 +347,14 @@ class TenantMemory:
         # the one that supersedes it not there yet.
         with self.lock:
             index, removals, version = self._index, self._index.removals, self.version
-        found = index.nearest_positions(query)
+        found = index.search(query)
         with self.lock:
             if self._index is not index or index.removals != removals:
                 index, version = self._index, self.version
-                found = index.nearest_positions(query)
-            if found is None:
-                return None, version
-            return Neighbour(index.newest_at(found[0]), found[1]), version
+                found = index.search(query)
+            return (None if found is None else index.newest(found)), version
 
-    def _read(self, fact_id: str, query: Tensor, mode: ReadMode) -> tuple[Tensor, LiveFact] | None:
+    def _read(self, fact_id: str, key: Tensor, mode: ReadMode) -> tuple[Tensor, LiveFact] | None:
         """Readout (P, C) on the host, or None when the fact is gone. Waits for one solve at most."""
         while True:
             with self.lock:
@@ -374,7 +373,7 @@ class TenantMemory:
                 with self.lock:
                     shard.keep_memory(memory, changes)
             if mode is ReadMode.SOFT:
-                first = self.addressing.addresses(query.unsqueeze(0))[0]
+                first = self.addressing.addresses(key.unsqueeze(0))[0]
                 addresses = self.addressing.parts(first, addresses.shape[0])
             return read(memory, addresses, self.config.latent_scale).cpu(), fact
 

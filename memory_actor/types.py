@@ -1,6 +1,7 @@
 """The nouns that cross process borders: facts, encodings, recalls, replies. Plain dataclasses over NumPy arrays.
 
-Dimension legend: N facts, R rows (parts of facts; R >= N), P parts of one fact, D key size, C latent size, K addresses.
+Dimension legend: N facts, R rows (parts of facts; R >= N), P parts of one fact or keys of one query, D key size,
+C latent size, K addresses.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class Recall:
     tenant: str
     version: int
     in_scope: bool
-    score: float  # cosine to the nearest stored key; 0.0 for an empty memory
+    score: float  # best cosine of a key of the query and a stored one; 0.0 for an empty memory
     fact_id: str | None = None
     readout: Float32Array | None = None
     prompt_tokens: int = 0
@@ -287,7 +288,7 @@ class TenantSummary:
 class Selector:
     """Which facts a forget preview is about. Exactly one of the fields is set."""
 
-    key: Float16Array | None = None  # (D,) facts whose key is in scope of this one
+    keys: Float16Array | None = None  # (P, D) facts whose key is in scope of one of these, a query's
     tags: tuple[str, ...] | None = None  # facts with all of these tags
     before: float | None = None  # facts written before this time
 

@@ -122,7 +122,7 @@ def together(engine: MemoryEngine, submit: Callable[[], list]) -> list:
 
 def seen(engine: MemoryEngine, count: int, tenant: str = "acme") -> list[tuple]:
     """What reads give for the first `count` keys: everything but times."""
-    recalls = [engine.recall(tenant, key, ReadMode.SNAP, 0) for key in unit_keys(1, count)]
+    recalls = [engine.recall(tenant, key[None], ReadMode.SNAP, 0) for key in unit_keys(1, count)]
     return [
         (r.version, r.in_scope, r.score, r.fact_id, None if r.readout is None else np.sign(r.readout).tobytes())
         for r in recalls

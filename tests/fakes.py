@@ -70,7 +70,7 @@ def key_of(text: str) -> Float16Array:
 
 
 class FakeEncoder:
-    """Keys of first words. Texts of more than `words_max` words are refused."""
+    """Keys of first words; two for a query of two sentences. Texts of more than `words_max` words are refused."""
 
     def __init__(self) -> None:
         self.words_max = 100
@@ -78,19 +78,23 @@ class FakeEncoder:
         self.fail: list[Exception] = []
 
     async def encode_facts(self, facts: Sequence[FactText]) -> EncodedFacts:
-        keys = await self.encode_queries([fact.prompt for fact in facts])
+        self._refuse([fact.prompt for fact in facts])
         n = len(facts)
         ones = np.ones(n, np.int32)
+        keys = np.stack([key_of(fact.prompt) for fact in facts])
         return EncodedFacts(keys, np.ones((n, LATENT_SIZE), np.int8), ones, ones, ones)
 
-    async def encode_queries(self, texts: Sequence[str]) -> Float16Array:
+    async def encode_queries(self, texts: Sequence[str]) -> list[Float16Array]:
+        self._refuse(texts)
+        return [np.stack([key_of(part) for part in (text, *text.split(". ")[1:2])]) for text in texts]
+
+    def _refuse(self, texts: Sequence[str]) -> None:
         self.calls += 1
         if self.fail:
             raise self.fail.pop(0)
         for text in texts:
             if len(text.split()) > self.words_max:
                 raise TextTooLong("the prompt", len(text.split()), self.words_max)
-        return np.stack([key_of(text) for text in texts])
 
     async def status(self) -> dict[str, Any]:
         if self.fail:
@@ -400,20 +404,20 @@ class FakeMemory:
     async def select(self, tenant: str, selector: Selector, limit: int) -> list[FactRecord]:
         self._fault()
         of = self._tenant(tenant)
-        if selector.key is not None:
-            near = [(i, float(key @ selector.key)) for i, key in of.keys.items() if i in of.facts]
+        if selector.keys is not None:
+            near = [(i, float((selector.keys @ key).max())) for i, key in of.keys.items() if i in of.facts]
             return [replace(of.facts[i], score=score) for i, score in near if score > 0.9][:limit]
         if selector.tags is not None:
             return [fact for fact in of.facts.values() if set(selector.tags) <= set(fact.tags)][:limit]
         assert selector.before is not None
         return [fact for fact in of.facts.values() if fact.created_at < selector.before][:limit]
 
-    async def recall(self, tenant: str, key: Float16Array, mode: ReadMode, min_version: int) -> Recall:
+    async def recall(self, tenant: str, keys: Float16Array, mode: ReadMode, min_version: int) -> Recall:
         self._fault()
         of = self._tenant(tenant)
         if of.version < min_version:
             raise StaleMemory(tenant, of.version, min_version)
-        scored = [(float(of.keys[fact_id] @ key), fact_id) for fact_id in of.facts]
+        scored = [(float((keys @ of.keys[fact_id]).max()), fact_id) for fact_id in of.facts]
         score, fact_id = max(scored, default=(0.0, ""))
         if score < 0.9:
             return Recall(tenant, of.version, False, score, scope_ms=0.2)

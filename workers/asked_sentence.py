@@ -7,7 +7,7 @@ many adds a key that is about nothing in particular.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 _ENDS = ".!?…"
@@ -47,6 +47,20 @@ def asked_sentence(text: str) -> str | None:
         return None
     asked = (sentence for sentence in reversed(sentences) if _asks(sentence))
     return next(asked, sentences[-1])
+
+
+def key_texts(queries: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    """The texts whose keys N queries have, and for each query the indices of its own: itself, then its asked sentence.
+
+    The queries come first and in their order; a sentence is never longer than its query.
+    """
+    texts, rows = list(queries), [[index] for index in range(len(queries))]
+    for row, query in zip(rows, queries, strict=True):
+        asked = asked_sentence(query)
+        if asked is not None:
+            row.append(len(texts))
+            texts.append(asked)
+    return texts, rows
 
 
 def _sentences(text: str) -> Iterator[str]:

@@ -52,9 +52,9 @@ class EncoderWorker:
             raise encoded
         return encoded
 
-    async def encode_queries(self, texts: list[str]) -> Float16Array:
-        """Keys (N, D) float16 of N texts. Raises: TextTooLong with the text's index."""
-        keys: Float16Array | LarimarError = await self._queries_pass(texts)
+    async def encode_queries(self, texts: list[str]) -> list[Float16Array]:
+        """Keys of N texts, each (P, D) float16; see `FactEncoder`. Raises: TextTooLong with the text's index."""
+        keys: list[Float16Array] | LarimarError = await self._queries_pass(texts)
         if isinstance(keys, LarimarError):
             raise keys
         return keys
@@ -73,5 +73,5 @@ class EncoderWorker:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode_facts, calls)
 
     @serve.batch(max_batch_size=CALLS_PER_PASS_MAX, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
-    async def _queries_pass(self, calls: list[list[str]]) -> list[Float16Array | LarimarError]:
+    async def _queries_pass(self, calls: list[list[str]]) -> list[list[Float16Array] | LarimarError]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode_queries, calls)

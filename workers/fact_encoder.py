@@ -1,6 +1,6 @@
 """Facts to keys and latents, for several callers in one pass: the plain object behind the encoder deployment.
 
-Dimension legend: N facts or texts of one call, D key size.
+Dimension legend: N facts or texts of one call, P keys of one query (1 or 2), D key size.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 
 from memory_actor.errors import LarimarError
 from memory_actor.types import EncodedFacts, FactText, Float16Array
+from workers.asked_sentence import key_texts
 from workers.bundle import Bundle
 from workers.ports import EncodedContent
 from workers.sentence_encoder import SentenceEncoder, TokenIds
@@ -19,6 +20,9 @@ from workers.token_codec import TokenCodec
 
 class FactEncoder:
     """Encoder and codec of one bundle. The key of a fact is the key of its prompt; a sentence is its own prompt.
+
+    A query has the key of its whole text and, if that is several sentences, the key of the one that asks: a sentence
+    about something else would draw the key of the whole away from every fact.
 
     Each call gets its result or its own error; a text that is refused never fails the company it came in.
     """
@@ -43,9 +47,17 @@ class FactEncoder:
         keys = self._keys([[fact.prompt for fact in facts] for facts in calls], "prompt of fact")
         return [_join(key, content) for key, content in zip(keys, contents, strict=True)]
 
-    def encode_queries(self, calls: Sequence[Sequence[str]]) -> list[Float16Array | LarimarError]:
-        """Each call's texts to keys (N, D) float16. Errors: TextTooLong with the text's index in its call."""
-        return self._keys(calls, "query")
+    def encode_queries(self, calls: Sequence[Sequence[str]]) -> list[list[Float16Array] | LarimarError]:
+        """Each call's N texts to the keys of each, (P, D) float16: the whole text's, then the asked sentence's.
+
+        Errors: TextTooLong with the text's index in its call.
+        """
+        prepared = [key_texts(texts) for texts in calls]
+        keys = self._keys([texts for texts, _ in prepared], "query")
+        return [
+            found if isinstance(found, LarimarError) else [found[of] for of in rows]
+            for found, (_, rows) in zip(keys, prepared, strict=True)
+        ]
 
     def _keys(self, calls: Sequence[Sequence[str]], what: str) -> list[Float16Array | LarimarError]:
         tokens: list[list[TokenIds] | LarimarError] = []

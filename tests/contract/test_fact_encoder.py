@@ -30,7 +30,60 @@ def test_each_call_gets_its_own_result_or_its_own_error(fact_encoder, encoder):
 
 
 def test_a_long_query_names_itself_and_leaves_others_alone(fact_encoder):
-    keys, refused, empty = fact_encoder.encode_queries([["a", "b"], ["c", "key " * 300], []])
-    assert keys.shape == (2, 384)
+    keys, refused, empty = fact_encoder.encode_queries([["a", "b"], ["It rained. Why?", "key " * 300], []])
+    assert [one.shape for one in keys] == [(1, 384), (1, 384)]
     assert refused.args == ("query [1]", 302, 256)
-    assert empty.shape == (0, 384)
+    assert empty == []
+
+
+def test_a_query_of_several_sentences_has_a_second_key(fact_encoder, encoder):
+    """The whole text's key and then the asked sentence's, next to queries of one sentence and to other calls."""
+    front, question = "It has six petals.", "What is the mother tongue of Danielle Darrieux?"
+    first, second = fact_encoder.encode_queries([[question, f"{front} {question}"], ["a", f"{question}\nThank you"]])
+    assert [keys.shape for keys in (*first, *second)] == [(1, 384), (2, 384), (1, 384), (2, 384)]
+    assert all(keys.dtype == np.float16 for keys in (*first, *second))
+    texts = [question, f"{front} {question}", question, "a", f"{question}\nThank you", question]
+    expected = encoder.encode(texts)
+    # Padding moves a key by less than 1e-5 (see SentenceEncoder), float16 by less than 5e-4.
+    assert np.abs(np.concatenate([*first, *second]).astype(np.float32) - expected).max() < 1e-3
+
+
+def test_a_query_of_one_sentence_has_the_key_of_its_text_to_the_bit(fact_encoder, encoder):
+    for text in ("Where was J. R. R. Tolkien born?", "The mother tongue of Danielle Darrieux is"):
+        [[keys]] = fact_encoder.encode_queries([[text]])
+        assert np.array_equal(keys, encoder.encode([text]).astype(np.float16))
+
+
+FRONTS = (
+    "It has six petals.",
+    "The 1984 championship was held in Turin before sixty thousand people, and the home team lost it by two goals.",
+    "My flight was late again. I have not slept.",
+)
+ASKED = (
+    ("Where is the spare key of the Zurich office?", "Where do I find the spare key of the Zurich office?"),
+    ("The mother tongue of Danielle Darrieux is", "What is the mother tongue of Danielle Darrieux?"),
+    ("What is Ana's badge number?", "Which badge number does Ana have?"),
+)
+
+
+def test_an_unrelated_sentence_in_front_does_not_hide_a_fact(fact_encoder):
+    """As near as the question alone, also where the whole text is out of scope of the default threshold."""
+    hidden = 0
+    for stored, question in ASKED:
+        [fact] = fact_encoder.encode_facts([[FactText(stored, "x")]])
+        [[alone]] = fact_encoder.encode_queries([[question]])
+        own = float(_cosines(alone, fact.keys).max())
+        assert own >= 0.7
+        for front in FRONTS:
+            for text in (f"{front} {question}", f"{front}\n{question}", f"{question} {front}"):
+                [[keys]] = fact_encoder.encode_queries([[text]])
+                whole, asked = _cosines(keys, fact.keys)
+                assert max(whole, asked) >= own - 1e-3  # float16 keys, another padding
+                hidden += whole < 0.7
+    assert hidden > 0
+
+
+def _cosines(queries, stored):
+    """(P,) cosines of a query's keys to one stored key."""
+    first, second = queries.astype(np.float32), stored.astype(np.float32)
+    return (first @ second.T)[:, 0] / np.linalg.norm(first, axis=1) / np.linalg.norm(second)

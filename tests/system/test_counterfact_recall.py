@@ -57,7 +57,7 @@ def recalled_whole(bench: Bench, keys: Float16Array, texts: Sequence[FactText], 
     """How many facts come back with every token right, prompt and target, when asked with their own prompt."""
     whole = 0
     for number, (key, text) in enumerate(zip(keys, texts, strict=True)):
-        recall = bench.tenant.recall(key, ReadMode.SNAP)
+        recall = bench.tenant.recall(key[None], ReadMode.SNAP)
         assert recall.fact_id == ids_of(1, number)[0]
         assert recall.readout is not None
         decoded = codec.condition(recall.readout, recall.prompt_tokens, recall.target_tokens).candidates[:, 0]
@@ -103,7 +103,7 @@ def test_forgotten_facts_are_gone_and_the_others_stay_whole(records, encoder, co
     never.write([texts[i] for i in kept], given, [ids_of(1, i)[0] for i in kept])
     assert bench.hash == never.hash
     for i in range(0, 600, 3):
-        recall = bench.tenant.recall(keys[i], ReadMode.SNAP)
+        recall = bench.tenant.recall(keys[i : i + 1], ReadMode.SNAP)
         assert (recall.fact_id == ids_of(1, i)[0]) == (i not in gone)
         if i not in gone:
             assert recall.readout is not None

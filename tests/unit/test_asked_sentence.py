@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.asked_sentence import asked_sentence
+from workers.asked_sentence import asked_sentence, key_texts
 
 ONE_SENTENCE = [
     "",
@@ -145,6 +145,14 @@ QUESTIONS = [
 )
 def test_a_question_is_found_behind_any_statements(statements, question, gap):
     assert asked_sentence(gap.join([*statements, question])) == question
+
+
+def test_the_texts_of_many_queries():
+    """Queries first and in order, then the asked sentences; each query knows its own."""
+    texts, rows = key_texts(["Who? Me", "a", "It rained. Why?"])
+    assert texts == ["Who? Me", "a", "It rained. Why?", "Who?", "Why?"]
+    assert rows == [[0, 3], [1], [2, 4]]
+    assert key_texts([]) == ([], [])
 
 
 @pytest.mark.parametrize(

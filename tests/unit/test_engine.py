@@ -49,7 +49,7 @@ def test_tenants_are_created_listed_and_deleted(engines):
     assert (ended.name, ended.facts, ended.version) == ("acme", 3, 1)
     for call in (
         lambda: engine.summary("acme"),
-        lambda: engine.recall("acme", unit_keys(1, 1)[0], ReadMode.SNAP, 0),
+        lambda: engine.recall("acme", unit_keys(1, 1), ReadMode.SNAP, 0),
         lambda: engine.facts("acme", 0, 10),
         lambda: engine.fact("acme", "f_00001"),
         lambda: engine.verify("acme"),
@@ -87,8 +87,8 @@ def test_tenants_do_not_see_each_other(engines):
     assert engine.summary("acme").facts == engine.summary("globex").facts == 1
     assert forget(engine, ["f_00002"], "acme").not_found == ("f_00002",)
     forget(engine, ["f_00001"], "acme")
-    assert not engine.recall("acme", unit_keys(1, 1)[0], ReadMode.SNAP, 0).in_scope
-    assert engine.recall("globex", unit_keys(1, 1)[0], ReadMode.SNAP, 0).fact_id == "f_00002"
+    assert not engine.recall("acme", unit_keys(1, 1), ReadMode.SNAP, 0).in_scope
+    assert engine.recall("globex", unit_keys(1, 1), ReadMode.SNAP, 0).fact_id == "f_00002"
     with pytest.raises(NotFound):
         engine.fact("acme", "f_00002")
 
@@ -224,7 +224,7 @@ def test_a_receipt_holds_both_hashes(engines):
     given = encoded_facts(unit_keys(1, 12)[kept], sign_latents(2, 12)[kept])
     never.write([texts_of(12)[i] for i in kept], given, [f"f_{i + 1:05d}" for i in kept])
     assert receipt.state_hash_after == never.hash == engine.summary("acme").state_hash
-    assert engine.recall("acme", unit_keys(1, 3)[2], ReadMode.SNAP, 0).fact_id != "f_00003"
+    assert engine.recall("acme", unit_keys(1, 3)[2:], ReadMode.SNAP, 0).fact_id != "f_00003"
 
 
 def test_forgetting_a_write_takes_the_hash_back(engines):
@@ -393,7 +393,7 @@ def test_selectors_preview_facts(engines):
     def ids(selector: Selector, limit: int = 100) -> list[str]:
         return [fact.fact_id for fact in engine.select("acme", selector, limit)]
 
-    near = engine.select("acme", Selector(key=unit_keys(1, 6)[5]), 3)
+    near = engine.select("acme", Selector(keys=unit_keys(1, 6)[5:]), 3)
     assert near[0].fact_id == "f_00006"
     assert near[0].score == pytest.approx(1.0, abs=1e-3)
     assert all(fact.score >= SMALL.scope_threshold for fact in near)
@@ -403,7 +403,7 @@ def test_selectors_preview_facts(engines):
     assert ids(Selector(before=later)) == [f"f_{i:05d}" for i in range(1, 9)]
     assert ids(Selector(tags=("a",)), limit=3) == ["f_00001", "f_00002", "f_00003"]
     forget(engine, ["f_00006"])
-    assert "f_00006" not in ids(Selector(key=unit_keys(1, 6)[5]))
+    assert "f_00006" not in ids(Selector(keys=unit_keys(1, 6)[5:]))
 
 
 def test_fact_ids_cannot_be_guessed():

@@ -43,7 +43,7 @@ def residency(engine, name: str = "acme") -> Residency:
 
 
 VERBS: dict[str, Callable] = {
-    "recall": lambda e: e.recall("acme", unit_keys(1, 3)[2], ReadMode.SNAP, 1).fact_id,
+    "recall": lambda e: e.recall("acme", unit_keys(1, 3)[2:], ReadMode.SNAP, 1).fact_id,
     "write": lambda e: write(e, 50, 1).version,
     "supersede": lambda e: write(e, 3, 1).superseded,
     "forget": lambda e: forget(e, ["f_00002", "nope"]).forgotten,
@@ -52,7 +52,7 @@ VERBS: dict[str, Callable] = {
     "summary": lambda e: (e.summary("acme").state_hash, e.summary("acme").facts),
     "list": lambda e: e.facts("acme", 0, 50),
     "fact": lambda e: e.fact("acme", "f_00004"),
-    "by key": lambda e: [one.fact_id for one in e.select("acme", Selector(key=unit_keys(1, 6)[5]), 2)],
+    "by key": lambda e: [one.fact_id for one in e.select("acme", Selector(keys=unit_keys(1, 6)[5:]), 2)],
     "by tag": lambda e: [one.fact_id for one in e.select("acme", Selector(tags=("t",)), 50)],
     "checkpoint": lambda e: e.checkpoint("acme", "local").state_hash,
     "delete": lambda e: e.delete_tenant("acme", once(fresh())).result(TIMEOUT_S).facts,
@@ -144,7 +144,7 @@ def test_many_readers_and_a_writer_wake_it_once(engines):
     loads, load = [], engine._catalog._load
     engine._catalog._load = lambda name: loads.append(name) or load(name)
     with ThreadPoolExecutor(9) as pool:
-        reads = [pool.submit(engine.recall, "acme", key, ReadMode.SNAP, 1) for key in unit_keys(1, 8)]
+        reads = [pool.submit(engine.recall, "acme", key[None], ReadMode.SNAP, 1) for key in unit_keys(1, 8)]
         wrote = pool.submit(write, engine, 30, 1)
         assert [one.result(TIMEOUT_S).fact_id for one in reads] == [f"f_{i + 1:05d}" for i in range(8)]
         assert wrote.result(TIMEOUT_S).version == 2
@@ -187,7 +187,7 @@ def test_a_reader_that_holds_a_memory_that_left_asks_again(engines):
         return recall(*args)
 
     memory.recall = interrupted
-    assert engine.recall("acme", unit_keys(1, 3)[2], ReadMode.SNAP, 0).fact_id == "f_00003"
+    assert engine.recall("acme", unit_keys(1, 3)[2:], ReadMode.SNAP, 0).fact_id == "f_00003"
     assert len(calls) == 1
 
 

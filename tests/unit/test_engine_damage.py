@@ -25,7 +25,7 @@ FLIPS = {
 
 
 REFUSED = {
-    "recall": lambda e: e.recall("acme", unit_keys(1, 1)[0], ReadMode.SNAP, 0),
+    "recall": lambda e: e.recall("acme", unit_keys(1, 1), ReadMode.SNAP, 0),
     "write": lambda e: write(e, 20, 1),
     "forget": lambda e: forget(e, ["f_00001"]),
     "verify": lambda e: e.verify("acme"),
@@ -176,7 +176,7 @@ def test_a_row_lost_under_a_hot_tenant_ends_no_reader_in_a_loop(engines):
     connection.exec_driver_sql("DELETE FROM fact WHERE seq = 2")
     connection.commit()
     with pytest.raises(TenantQuarantined, match="11 of its 12 facts"):
-        engine.recall("acme", unit_keys(1, 1)[0], ReadMode.SNAP, 0)
+        engine.recall("acme", unit_keys(1, 1), ReadMode.SNAP, 0)
 
 
 def test_a_tenant_without_its_key_is_refused_and_others_of_the_commit_are_not(engines):

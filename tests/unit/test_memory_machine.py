@@ -275,7 +275,7 @@ class TenantMachine(RuleBasedStateMachine):
 
     @invariant()
     def live_facts_are_recalled_and_others_are_not(self) -> None:
-        self.model.check_recall(lambda key: self.bench.tenant.recall(key, ReadMode.SNAP))
+        self.model.check_recall(lambda key: self.bench.tenant.recall(key[None], ReadMode.SNAP))
 
     @invariant()
     def shards_are_within_their_bounds(self) -> None:
@@ -515,7 +515,7 @@ class EngineMachine(RuleBasedStateMachine):
         check_shards(tenant)
 
         def recall_of(key: Float16Array) -> Recall:
-            return self.engine.recall(name, key, ReadMode.SNAP, model.version)
+            return self.engine.recall(name, key[None], ReadMode.SNAP, model.version)
 
         model.check_recall(recall_of)
 

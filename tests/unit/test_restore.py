@@ -388,4 +388,4 @@ def test_forgotten_bytes_are_gone_from_every_file(engines):
     for needle in (b"prompt 1", b"target 1", b"prompt 0"):  # an id may stay: in the reply to a repeated request
         assert needle not in stored, needle
     engine = engines.open()
-    assert engine.recall("acme", unit_keys(1, 2)[1], ReadMode.SNAP, 0).fact_id != "f_00002"
+    assert engine.recall("acme", unit_keys(1, 2)[1:], ReadMode.SNAP, 0).fact_id != "f_00002"

@@ -26,7 +26,7 @@ from memory_actor.errors import (
     Unavailable,
 )
 from memory_actor.types import FactText, ForgetReceipt, Idempotency, ReadMode, Retention
-from tests.fakes import World
+from tests.fakes import KEY_SIZE, World
 from workers.ports import GenerationRequest
 
 ONCE = Idempotency("k", b"d" * 32, "write")
@@ -329,17 +329,35 @@ def test_tenants_of_all_actors_are_listed_by_name() -> None:
     assert names == ["acme", "alpha", "beta", "delta", "globex"]
 
 
-def test_read_mode_and_version_reach_the_memory() -> None:
-    """`soft` and `min_version` are the memory's business, passed on as they came."""
+def test_a_sentence_in_front_hides_a_fact_from_neither_query_nor_preview() -> None:
+    """Both ask the memory with all keys of what was asked."""
+    world = World.make()
+
+    async def work() -> tuple[Any, Any]:
+        await world.router.write("acme", SKY, ONCE)
+        answer = await world.router.query("acme", ask("It rained. Sky colour?"))
+        return answer, await world.router.preview("acme", query="It rained. Sky colour?", limit=5)
+
+    answer, [candidate] = run(work())
+    assert answer.recall.fact_id == candidate.fact_id
+    assert candidate.prompt == "sky is"
+
+
+def test_keys_read_mode_and_version_reach_the_memory() -> None:
+    """All keys of a query, `soft` and `min_version` are the memory's business, passed on as they came."""
     world = World.make()
     seen: list[Any] = []
     memory = world.memory.owner_of("acme")
     recall = memory.recall
 
-    async def spy(tenant: str, key: Any, mode: ReadMode, min_version: int) -> Any:
-        seen.append((tenant, key.dtype, key.ndim, mode, min_version))
-        return await recall(tenant, key, mode, 0)
+    async def spy(tenant: str, keys: Any, mode: ReadMode, min_version: int) -> Any:
+        seen.append((tenant, keys.dtype, keys.shape, mode, min_version))
+        return await recall(tenant, keys, mode, 0)
 
     memory.recall = spy  # type: ignore[method-assign]
     run(world.router.query("acme", ask("sky?", read=ReadMode.SOFT, min_version=3)))
-    assert seen == [("acme", np.float16, 1, ReadMode.SOFT, 3)]
+    run(world.router.query("acme", ask("It rained. sky?")))
+    assert seen == [
+        ("acme", np.float16, (1, KEY_SIZE), ReadMode.SOFT, 3),
+        ("acme", np.float16, (2, KEY_SIZE), ReadMode.SNAP, 0),
+    ]

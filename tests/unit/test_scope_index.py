@@ -25,11 +25,16 @@ def key_of(seed: int) -> torch.Tensor:
     return torch.from_numpy((key / np.linalg.norm(key)).astype(np.float32))
 
 
+def query_of(*seeds: int) -> torch.Tensor:
+    """The keys (P, D) of one query."""
+    return torch.stack([key_of(seed) for seed in seeds])
+
+
 def brute_force(keys: dict[str, torch.Tensor], query: torch.Tensor) -> list[tuple[str, float]]:
-    """(fact, cosine) of all keys, best first, in float64."""
-    q = query.numpy().astype(np.float64)
+    """(fact, best cosine to one of the query's keys) of all facts, best first, in float64."""
+    asked = [q / np.linalg.norm(q) for q in query.numpy().astype(np.float64)]
     cosines = {
-        fact_id: float(k.numpy().astype(np.float64) @ q / np.linalg.norm(k.numpy()) / np.linalg.norm(q))
+        fact_id: max(float(k.numpy().astype(np.float64) @ q) / np.linalg.norm(k.numpy()) for q in asked)
         for fact_id, k in keys.items()
     }
     return sorted(cosines.items(), key=lambda pair: -pair[1])
@@ -37,9 +42,9 @@ def brute_force(keys: dict[str, torch.Tensor], query: torch.Tensor) -> list[tupl
 
 def test_an_empty_index_has_no_nearest():
     index = ScopeIndex(D)
-    assert index.nearest(key_of(0)) is None
-    assert index.nearest_positions(key_of(0)) is None
-    assert index.within(key_of(0), -1.0, 10) == []
+    assert index.nearest(query_of(0)) is None
+    assert index.search(query_of(0)) is None
+    assert index.within(query_of(0), -1.0, 10) == []
     assert len(index) == 0
 
 
@@ -58,13 +63,15 @@ def test_any_sequence_of_adds_and_removals_answers_as_brute_force(steps):
             keys[f"f{number}"] = key_of(seed)
         assert len(index) == len(keys)
         assert all(fact_id in index for fact_id in keys)
-        query = key_of(seed + 1)
+        query = query_of(*range(seed + 1, seed + 2 + number % 3))  # one to three keys
         expected = brute_force(keys, query)
         found = index.nearest(query)
         assert (found is None) == (not keys)
         if found is not None:
             assert found.score == pytest.approx(expected[0][1], abs=1e-6)  # float32 dot of unit vectors
             assert found.score == pytest.approx(dict(expected)[found.fact_id], abs=1e-6)
+            alone = brute_force(keys, query[found.key : found.key + 1])
+            assert found.score == pytest.approx(dict(alone)[found.fact_id], abs=1e-6)
         near = index.within(query, 0.3, limit=5)
         assert [one.score for one in near] == pytest.approx([s for _, s in expected if s >= 0.3][:5], abs=1e-6)
         rows = torch.cat(index._blocks) if index._blocks else torch.zeros(0, D)
@@ -79,7 +86,7 @@ def test_a_facts_own_key_is_its_nearest_however_keys_were_rounded():
     index = ScopeIndex(D)
     index.add("longer", near * 1.005)
     index.add("own", own * 0.995)
-    found = index.nearest(own * 0.995)
+    found = index.nearest((own * 0.995)[None])
     assert found is not None
     assert found.fact_id == "own"
     assert found.score == pytest.approx(1.0, abs=1e-6)
@@ -93,11 +100,14 @@ def test_misuse_is_refused():
         index.add("a", key_of(2))
     with pytest.raises(ValueError, match="key must be"):
         index.add("b", torch.zeros(D + 1))
-    with pytest.raises(ValueError, match="query must be"):
-        index.nearest(torch.zeros(D - 1))
+    for shape in ((D,), (1, D - 1), (0, D), (1, 1, D)):
+        with pytest.raises(ValueError, match="keys must be"):
+            index.nearest(torch.zeros(shape))
+        with pytest.raises(ValueError, match="keys must be"):
+            ScopeIndex(D).within(torch.zeros(shape), 0.5, 3)
     with pytest.raises(KeyError):
         index.remove("b")
-    assert index.nearest(key_of(1)) == Neighbour("a", pytest.approx(1.0, abs=1e-6))
+    assert index.nearest(query_of(1)) == Neighbour("a", pytest.approx(1.0, abs=1e-6))
 
 
 class Racing:
@@ -107,9 +117,9 @@ class Racing:
         self._query, self._meanwhile = query, meanwhile
         self.shape = query.shape
 
-    def to(self, *args):
+    def __iter__(self):
         self._meanwhile()
-        return self._query.to(*args)
+        return iter(self._query)
 
 
 def test_a_search_survives_the_removal_of_the_only_key():
@@ -117,9 +127,9 @@ def test_a_search_survives_the_removal_of_the_only_key():
     index = ScopeIndex(D)
     index.add("only", key_of(1))
     before = index.removals
-    index.nearest_positions(Racing(key_of(1), lambda: index.remove("only")))
+    index.search(Racing(query_of(1), lambda: index.remove("only")))
     assert index.removals != before
-    assert index.nearest_positions(key_of(1)) is None
+    assert index.search(query_of(1)) is None
 
 
 class Vanishing(list):
@@ -134,7 +144,7 @@ def test_a_search_survives_blocks_that_go_before_it_sees_them():
     index = ScopeIndex(D)
     index.add("only", key_of(1))
     index._blocks = Vanishing(index._blocks)
-    assert index.nearest_positions(key_of(1)) is None
+    assert index.search(query_of(1)) is None
 
 
 def test_a_search_survives_appends():
@@ -148,9 +158,9 @@ def test_a_search_survives_appends():
             index.add(f"f{i}", key_of(3))
 
     before = index.removals
-    found = index.nearest_positions(Racing(key_of(3), append))
+    found = index.search(Racing(query_of(3), append))
     assert found is not None
-    assert index.newest_at(found[0]) == "f3"
+    assert index.newest(found).fact_id == "f3"
     assert index.removals == before
     assert len(index) == 14
 
@@ -162,10 +172,48 @@ def test_of_equal_keys_the_newest_fact_is_found():
         index.add(f"f{seq}", key_of(1), seq)
         index.add(f"other{seq}", key_of(10 + seq), 100 + seq)
 
-    assert index.nearest(key_of(1)).fact_id == "f9"
+    assert index.nearest(query_of(1)).fact_id == "f9"
     index.remove("f9")
     index.remove("other7")
-    assert index.nearest(key_of(1)).fact_id == "f7"
+    assert index.nearest(query_of(1)).fact_id == "f7"
+
+
+def test_of_equal_keys_the_newest_fact_is_found_by_whichever_key_of_the_query():
+    """Equal cosines, the facts' by different keys of the query: the newest fact, and the key that found it."""
+    index = ScopeIndex(D)
+    index.add("old", key_of(1), 1)
+    index.add("new", key_of(2), 2)
+    assert index.nearest(query_of(1, 2)) == Neighbour("new", pytest.approx(1.0, abs=1e-6), 1)
+    assert index.nearest(query_of(2, 1)) == Neighbour("new", pytest.approx(1.0, abs=1e-6), 0)
+    assert index.nearest(query_of(1, 1)) == Neighbour("old", pytest.approx(1.0, abs=1e-6), 0)
+
+
+def test_near_facts_are_listed_once_by_their_best_key():
+    index = ScopeIndex(D)
+    for number in range(3):
+        index.add(f"f{number}", key_of(number))
+    near = index.within(query_of(1, 2, 1), 0.99, limit=5)
+    assert sorted((one.fact_id, one.key) for one in near) == [("f1", 0), ("f2", 1)]
+
+
+def test_one_key_scores_as_a_product_with_a_vector_does_to_the_bit():
+    """A query of one key is not touched by the possibility of several."""
+    index, rows = ScopeIndex(384), []
+    for number in range(10):
+        key = torch.from_numpy(np.random.default_rng(number).standard_normal(384).astype(np.float32))
+        index.add(f"f{number}", key)
+        rows.append(key / max(float(key @ key) ** 0.5, 1e-12))
+    for number in range(10, 30):
+        key = torch.from_numpy(np.random.default_rng(number).standard_normal(384).astype(np.float32))
+        unit = key / max(float(key @ key) ** 0.5, 1e-12)
+        assert index.nearest(key[None]).score == max(
+            float(score) for start in range(0, 12, 4) for score in block_of(rows, start) @ unit
+        )
+
+
+def block_of(rows: list[torch.Tensor], start: int) -> torch.Tensor:
+    """Four rows as one matrix, zeros where there are none."""
+    return torch.stack([rows[i] if i < len(rows) else torch.zeros(384) for i in range(start, start + 4)])
 
 
 @pytest.mark.parametrize("before", [0, 1, 3, 4, 5])
@@ -184,7 +232,7 @@ def test_many_at_once_are_as_many_one_by_one(before, count):
     assert len(bulk) == len(single) == before + count
     assert bulk.bytes == (before + count) * D * 4
     for i in range(60):
-        first, second = bulk.nearest(key_of(i)), single.nearest(key_of(i))
+        first, second = bulk.nearest(query_of(i)), single.nearest(query_of(i))
         assert (first is None) == (second is None)
         if first is not None:
             assert first.fact_id == second.fact_id
@@ -207,4 +255,4 @@ def test_many_that_do_not_fit_change_nothing():
         with pytest.raises(ValueError):
             index.add_many(ids, keys, seqs)
         assert len(index) == 1
-        assert index.nearest(key_of(1)).fact_id == "a"
+        assert index.nearest(query_of(1)).fact_id == "a"

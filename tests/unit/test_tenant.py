@@ -42,7 +42,7 @@ def filled(count: int, config: MemoryConfig = SMALL, batch: int = 5) -> Bench:
 def assert_recalls(bench: Bench, tolerance: float = 0.5) -> None:
     """Every live fact is in scope of its own key and comes back whole."""
     for fact_id, fact in bench.stored.items():
-        recall = bench.tenant.recall(fact.key, ReadMode.SNAP)
+        recall = bench.tenant.recall(fact.key[None], ReadMode.SNAP)
         assert recall.in_scope
         assert recall.fact_id == fact_id
         assert recall.score == pytest.approx(1.0, abs=1e-3)
@@ -60,7 +60,7 @@ def frozen(bench: Bench) -> list[bool]:
 
 def test_an_empty_memory_is_out_of_scope():
     bench = Bench.new()
-    recall = bench.tenant.recall(unit_keys(1, 1)[0], ReadMode.SNAP)
+    recall = bench.tenant.recall(unit_keys(1, 1), ReadMode.SNAP)
     assert (recall.in_scope, recall.score, recall.fact_id, recall.readout) == (False, 0.0, None, None)
     assert bench.tenant.summary(with_hash=False).shards == 0
 
@@ -74,7 +74,7 @@ def test_the_threshold_decides_scope():
     for cosine, expected in ((0.69, False), (0.71, True), (-1.0, False)):
         query = np.zeros(8, np.float16)
         query[:2] = cosine, (1 - cosine**2) ** 0.5
-        recall = bench.tenant.recall(query, ReadMode.SNAP)
+        recall = bench.tenant.recall(query[None], ReadMode.SNAP)
         assert recall.in_scope is expected
         assert recall.score == pytest.approx(cosine, abs=1e-3)
         assert (recall.readout is not None) is expected
@@ -83,34 +83,90 @@ def test_the_threshold_decides_scope():
 def test_a_query_asks_for_a_version():
     """min_version above the tenant's is refused with both numbers, up to it is answered."""
     bench = filled(10)
-    assert bench.tenant.recall(unit_keys(1, 1)[0], ReadMode.SNAP, min_version=2).version == 2
+    assert bench.tenant.recall(unit_keys(1, 1), ReadMode.SNAP, min_version=2).version == 2
     with pytest.raises(StaleMemory) as refused:
-        bench.tenant.recall(unit_keys(1, 1)[0], ReadMode.SNAP, min_version=3)
+        bench.tenant.recall(unit_keys(1, 1), ReadMode.SNAP, min_version=3)
     assert refused.value.args == ("acme", 2, 3)
 
 
 def test_near_lists_facts_in_scope_best_first():
     bench = filled(30)
     fact = bench.stored["f_00007"]
-    near = bench.tenant.near(fact.key, 5)
+    near = bench.tenant.near(fact.key[None], 5)
     assert near[0].fact_id == "f_00007"
     assert [one.score for one in near] == sorted((one.score for one in near), reverse=True)
     assert all(one.score >= SMALL.scope_threshold for one in near)
-    assert len(bench.tenant.near(fact.key, 1)) == 1
+    assert len(bench.tenant.near(fact.key[None], 1)) == 1
 
 
 def test_soft_reads_use_the_querys_own_address():
     """At the fact's own key both modes agree; near it, soft reads differ from snap reads, which stay exact."""
     bench = filled(6)
     fact = bench.stored["f_00003"]
-    snap, soft = (bench.tenant.recall(fact.key, mode).readout for mode in (ReadMode.SNAP, ReadMode.SOFT))
+    snap, soft = (bench.tenant.recall(fact.key[None], mode).readout for mode in (ReadMode.SNAP, ReadMode.SOFT))
     assert np.array_equal(snap, soft)
     close = fact.key + unit_keys(9, 1)[0] * np.float16(0.1)
     close = (close / np.linalg.norm(close.astype(np.float32))).astype(np.float16)
-    snap, soft = (bench.tenant.recall(close, mode) for mode in (ReadMode.SNAP, ReadMode.SOFT))
+    snap, soft = (bench.tenant.recall(close[None], mode) for mode in (ReadMode.SNAP, ReadMode.SOFT))
     assert snap.fact_id == soft.fact_id == "f_00003"
     assert np.abs(snap.readout - fact.latents).max() < 1e-2
     assert np.abs(snap.readout - soft.readout).max() > 1e-2
+
+
+def direction(*parts: float) -> np.ndarray:
+    """A unit key (D,) float16 with these first coordinates and one more that makes its length one."""
+    key = np.zeros(8)
+    key[: len(parts)] = parts
+    key[-1] = (1 - np.square(parts).sum()) ** 0.5
+    return key.astype(np.float16)
+
+
+def test_a_query_is_as_near_as_the_nearest_of_its_keys():
+    """One fact along the first axis: a query is in scope when one of its keys is, wherever the others point."""
+    bench = Bench.new()
+    bench.write(texts_of(1), encoded_facts(direction(1.0)[None]), ids_of(1))
+    for cosines, expected in (((0.3, 0.9), True), ((0.9, 0.3), True), ((0.3, 0.6), False), ((-1.0, 0.71), True)):
+        recall = bench.tenant.recall(np.stack([direction(cosine) for cosine in cosines]), ReadMode.SNAP)
+        assert recall.in_scope is expected
+        assert recall.score == pytest.approx(max(cosines), abs=1e-3)
+        assert (recall.fact_id == "f_00000") is expected
+
+
+def test_the_best_key_decides_between_facts():
+    """The whole text is near one fact, the asked sentence nearer to another: the latter is recalled, whole."""
+    bench = Bench.new()
+    keys = np.stack([direction(1.0), direction(0.0, 1.0)])
+    bench.write(texts_of(2), encoded_facts(keys), ids_of(2))
+    recall = bench.tenant.recall(np.stack([direction(0.8), direction(0.1, 0.95)]), ReadMode.SNAP)
+    assert recall.fact_id == "f_00001"
+    assert np.abs(recall.readout - bench.stored["f_00001"].latents).max() < 0.5
+    near = bench.tenant.near(np.stack([direction(0.8), direction(0.1, 0.95)]), 5)
+    assert [(one.fact_id, one.key) for one in near] == [("f_00001", 1), ("f_00000", 0)]
+
+
+def test_soft_reads_use_the_key_that_came_nearest():
+    """Bit for bit the read with that key alone, whichever place it has in the query."""
+    bench = filled(6)
+    own = bench.stored["f_00003"].key.astype(np.float32)
+    close, far = ((own + drift * unit_keys(9, 1)[0].astype(np.float32)) for drift in (0.1, 0.6))
+    close, far = ((key / np.linalg.norm(key)).astype(np.float16) for key in (close, far))
+    expected = bench.tenant.recall(close[None], ReadMode.SOFT)
+    assert not np.array_equal(expected.readout, bench.tenant.recall(far[None], ReadMode.SOFT).readout)
+    for keys in (np.stack([close, far]), np.stack([far, close])):
+        recall = bench.tenant.recall(keys, ReadMode.SOFT)
+        assert recall.fact_id == "f_00003"
+        assert recall.score == pytest.approx(expected.score, abs=1e-6)  # float32 products of another shape
+        assert np.array_equal(recall.readout, expected.readout)
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 7), (0, 8), (1, 1, 8)])
+def test_keys_of_another_shape_are_refused(shape):
+    """Also by an empty memory, and nothing is guessed from them."""
+    for bench in (Bench.new(), filled(3)):
+        with pytest.raises(ValueError, match="keys must be"):
+            bench.tenant.recall(np.zeros(shape, np.float16), ReadMode.SNAP)
+        with pytest.raises(ValueError, match="keys must be"):
+            bench.tenant.near(np.zeros(shape, np.float16), 3)
 
 
 # -- shards -----------------------------------------------------------------------------------------------------
@@ -144,7 +200,7 @@ def test_forgetting_from_a_frozen_shard_and_filling_its_hole():
     bench.forget(["f_00003"])
     assert [shard.rows for shard in bench.tenant._shards] == [7, 8, 8]
     assert_recalls(bench)
-    recall = bench.tenant.recall(gone.key, ReadMode.SNAP)
+    recall = bench.tenant.recall(gone.key[None], ReadMode.SNAP)
     assert recall.fact_id != "f_00003"
     bench.write([FactText("new")], encoded_facts(unit_keys(77, 1)), ["f_new"])
     assert [shard.rows for shard in bench.tenant._shards] == [8, 8, 8]
@@ -175,7 +231,7 @@ def test_near_copies_open_shards_and_are_all_recalled():
     bench.write([FactText("same", keep_both=True)] * 12, encoded_facts(key, sign_latents(6, 12)), ids_of(12))
     assert bench.tenant.summary(with_hash=False).shards == 12
     assert frozen(bench).count(False) <= CANDIDATE_SHARDS
-    recall = bench.tenant.recall(key[0], ReadMode.SNAP)
+    recall = bench.tenant.recall(key[:1], ReadMode.SNAP)
     assert np.abs(recall.readout - bench.stored[recall.fact_id].latents).max() < 0.5
     for fact_id in bench.stored:
         shard = bench.tenant.facts[fact_id].shard
@@ -235,7 +291,7 @@ def test_across_shards_1200_written_and_300_forgotten_is_900_never_more():
     assert lived.hash == never.hash != before
     assert torch.equal(lived.tenant.total().cov, never.tenant.total().cov)
     for i in (*np.setdiff1d(np.arange(1200), gone)[::60], *gone[:5]):
-        recall = lived.tenant.recall(keys[i], ReadMode.SNAP)
+        recall = lived.tenant.recall(keys[i : i + 1], ReadMode.SNAP)
         assert (recall.fact_id == ids[i]) == (i not in gone)
         if i not in gone:
             assert np.abs(recall.readout - latents[i]).max() < 0.5
@@ -292,7 +348,7 @@ def test_a_superseded_prompt_is_in_scope_at_every_moment():
 
     def slow_add(facts) -> None:
         """Between removal and addition, a reader gets all the time it needs to run its search."""
-        reader = threading.Thread(target=lambda: seen.append(bench.tenant.recall(key, ReadMode.SNAP).fact_id))
+        reader = threading.Thread(target=lambda: seen.append(bench.tenant.recall(key[None], ReadMode.SNAP).fact_id))
         reader.start()
         reader.join(timeout=0.2)  # it finishes here only if it does not wait for the change to end
         readers.append(reader)
@@ -320,10 +376,10 @@ def test_a_forget_that_is_committed_but_not_applied_is_waited_for():
         return rows_of(fact_ids)
 
     bench.tenant.rows_of = counting
-    recall = bench.tenant.recall(target.key, ReadMode.SNAP)
+    recall = bench.tenant.recall(target.key[None], ReadMode.SNAP)
     assert recall.fact_id == "f_00000"
     assert np.abs(recall.readout - target.latents).max() < 0.5
-    assert bench.tenant.recall(gone.key, ReadMode.SNAP).fact_id != "f_00001"
+    assert bench.tenant.recall(gone.key[None], ReadMode.SNAP).fact_id != "f_00001"
 
 
 def test_a_deleted_tenant_answers_as_an_empty_one():
@@ -338,7 +394,7 @@ def test_a_deleted_tenant_answers_as_an_empty_one():
         return rows_of(fact_ids)
 
     bench.tenant.rows_of = deleting
-    assert not bench.tenant.recall(key, ReadMode.SNAP).in_scope
+    assert not bench.tenant.recall(key[None], ReadMode.SNAP).in_scope
     assert bench.hash == Bench.new().hash
 
 
@@ -360,12 +416,12 @@ def test_readers_beside_a_writer_see_what_was_true_at_some_moment():
             for _ in range(300):
                 if rng.integers(2):
                     fact = fixed[rng.integers(12)]
-                    recall = bench.tenant.recall(fact.key, ReadMode.SNAP)
+                    recall = bench.tenant.recall(fact.key[None], ReadMode.SNAP)
                     if recall.fact_id != fact.fact_id or np.abs(recall.readout - fact.latents).max() > 0.5:
                         failures.append(f"fixed fact {fact.fact_id} gave {recall.fact_id}")
                 else:
                     i = int(rng.integers(6))
-                    recall = bench.tenant.recall(moving[i], ReadMode.SNAP)
+                    recall = bench.tenant.recall(moving[i : i + 1], ReadMode.SNAP)
                     if recall.in_scope and (
                         not recall.fact_id.startswith(f"m{i}.") or np.abs(recall.readout - latents[i]).max() > 0.5
                     ):
@@ -406,6 +462,6 @@ def test_a_tenant_has_no_clock_and_no_randomness():
     assert first.hash == second.hash
     assert isinstance(first.tenant, TenantMemory)
     query = unit_keys(1, 20)[13]
-    one, other = (bench.tenant.recall(query, ReadMode.SNAP) for bench in (first, second))
+    one, other = (bench.tenant.recall(query[None], ReadMode.SNAP) for bench in (first, second))
     assert np.array_equal(one.readout, other.readout)
     assert (one.version, one.score, one.fact_id) == (other.version, other.score, other.fact_id)

@@ -55,7 +55,7 @@ def assert_same(one: Bench, other: Bench) -> None:
     assert first.by_prompt == second.by_prompt
     assert (first.version, first.next_seq, first.total_rows) == (second.version, second.next_seq, second.total_rows)
     for key, mode in itertools.product((*KEYS, *unit_keys(5, 3)), ReadMode):
-        mine, theirs = first.recall(key, mode), second.recall(key, mode)
+        mine, theirs = first.recall(key[None], mode), second.recall(key[None], mode)
         assert (mine.in_scope, mine.fact_id) == (theirs.in_scope, theirs.fact_id)
         assert (mine.prompt_tokens, mine.target_tokens) == (theirs.prompt_tokens, theirs.target_tokens)
         assert mine.score == pytest.approx(theirs.score, abs=1e-6)  # float32 dot products of unit vectors
@@ -195,7 +195,7 @@ def test_the_size_in_memory_is_about_right():
     sums = (32 * 32 + 32 * 24) * 8
     before = bench.tenant.bytes
     assert sums < before < 2 * sums + 4 * 1000
-    bench.tenant.recall(bench.stored["f_00000"].key, ReadMode.SNAP)
+    bench.tenant.recall(bench.stored["f_00000"].key[None], ReadMode.SNAP)
     assert bench.tenant.bytes == before + 32 * 24 * 4
     bench.tenant.end()
     assert bench.tenant.bytes == 0

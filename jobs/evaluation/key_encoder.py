@@ -36,6 +36,8 @@ class KeyEncoder:
             (encoded,) = self._encoder.encode_facts([part])
             for fact, one in zip(part, _apart(_sound(encoded)), strict=True):
                 self._facts[fact.prompt, fact.target] = one
+        if not facts:
+            return _sound(self._encoder.encode_facts([[]])[0])
         return _together([self._facts[fact.prompt, fact.target] for fact in facts])
 
     def queries(self, texts: Sequence[str]) -> list[Float16Array]:

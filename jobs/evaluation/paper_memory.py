@@ -39,8 +39,6 @@ class PaperMemory:
     A fact of several latent rows is not stored (`skipped`): the paper's memory has one latent per fact.
     """
 
-    name = "paper"
-
     def __init__(
         self,
         lab: Lab,
@@ -50,12 +48,12 @@ class PaperMemory:
         rescale: bool = False,
     ) -> None:
         self.name = "paper" if addressing == "pinv" else "paper_gaussian"
-        self._encoder, self._plain, self._codec = lab.encoder, lab.plain, lab.codec
+        self._encoder, self._codec = lab.plain, lab.codec
         self._addressing, self._rescale = addressing, rescale
-        self._latent_size = lab.bundle.memory_config().latent_size
+        none = self._encoder.facts([])
+        self._latent_size = none.latents.shape[1]
         generator = torch.Generator().manual_seed(lab.seed)
-        key_size = lab.plain.facts([FactText("One text, to see how long a key is")]).keys.shape[1]
-        reference = torch.randn(address_size, key_size, generator=generator, dtype=torch.float64)
+        reference = torch.randn(address_size, none.keys.shape[1], generator=generator, dtype=torch.float64)
         self._inverse = torch.linalg.pinv(reference)  # (D, K)
         self._address_size = address_size
         self.clear()
@@ -63,44 +61,58 @@ class PaperMemory:
     def clear(self) -> None:
         self._state = RecursiveMemory.empty(self._address_size, self._latent_size, RIDGE)
         self._facts = StoredFacts()
+        #: Of each fact what the memory holds: prompt and target tokens, weights (K,) and value (C,).
         self._tokens: list[tuple[int, int]] = []
-        self._weights: list[Tensor] = []  # (K,) of each fact: what forgetting has to reproduce
-        self._values: list[Tensor] = []  # (C,)
-        self._reference = torch.zeros(0, self._inverse.shape[0], dtype=torch.float64)  # of the Gaussian filter
+        self._weights: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._reference = torch.zeros(0, self._inverse.shape[0], dtype=torch.float64)  # rows of the Gaussian filter
         #: Facts that one latent cannot hold.
         self.skipped = 0
 
     def write(self, facts: Sequence[FactText]) -> None:
         """Eqs. (3)-(4) with alpha = +1."""
         for start in range(0, len(facts), _UPDATE_FACTS):
-            self._write(facts[start : start + _UPDATE_FACTS])
-
-    def _write(self, facts: Sequence[FactText]) -> None:
-        keys, encoded = self._plain.facts(facts).keys, self._encoder.facts(facts)
-        self._facts.add(facts, keys)
-        self._tokens += zip(encoded.prompt_tokens.tolist(), encoded.target_tokens.tolist(), strict=True)
-        self._grow_reference(keys)
-        weights, values = self._addresses(keys), _first_rows(encoded)
-        fitting = torch.from_numpy(encoded.rows == 1)
-        self.skipped += int((~fitting).sum())
-        weights[~fitting] = 0  # adds nothing to the sums
-        self._weights += weights.unbind()
-        self._values += values.unbind()
-        self._state = sequential_update(self._state, weights, values)
+            part = facts[start : start + _UPDATE_FACTS]
+            encoded = self._encoder.facts(part)
+            self._facts.add(part, encoded.keys)
+            self._grow_reference(encoded.keys)
+            self._weights += self.addresses(encoded.keys).unbind()
+            self._tokens += [(0, 0)] * len(part)
+            self._values += torch.zeros(len(part), self._latent_size, dtype=torch.float64).unbind()
+            first = len(self._weights) - len(part)
+            self._hold(range(first, first + len(part)), encoded)
 
     def forget(self, positions: Sequence[int]) -> None:
-        """Per fact alpha = -1, then alpha = +1 with "unknown" in its place (the paper's sec. 5.4 and Table 4)."""
+        """Per fact alpha = -1, then alpha = +1 with "unknown" as its target (the paper's forgetting, Table 4).
+
+        The detector keeps the prompt, or nothing would answer "unknown".
+        """
+        if not positions:
+            return
+        self._state = sequential_update(self._state, *self._held(positions), alpha=-1)
         unknown = [FactText(self._facts.texts[position].prompt, "unknown") for position in positions]
-        encoded = self._encoder.facts(unknown)
+        self._hold(positions, self._encoder.facts(unknown))
+
+    def _hold(self, positions: Sequence[int], encoded: EncodedFacts) -> None:
+        """Write N values under the weights of the facts at these positions, each of which holds nothing yet."""
+        values = _first_rows(encoded)
+        counts = zip(encoded.prompt_tokens.tolist(), encoded.target_tokens.tolist(), strict=True)
+        for turn, (position, tokens) in enumerate(zip(positions, counts, strict=True)):
+            self._tokens[position], self._values[position] = tokens, values[turn]
+            if encoded.rows[turn] > 1:
+                self.skipped += 1
+                self._weights[position] = torch.zeros_like(self._weights[position])  # adds nothing to the sums
+        self._state = sequential_update(self._state, *self._held(positions), alpha=+1)
+
+    def _held(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Weights (N, K) and values (N, C) of the facts at these positions."""
         weights = torch.stack([self._weights[position] for position in positions])
-        values = torch.stack([self._values[position] for position in positions])
-        self._state = sequential_update(self._state, weights, values, alpha=-1)
-        self._state = sequential_update(self._state, weights, _first_rows(encoded), alpha=+1)
+        return weights, torch.stack([self._values[position] for position in positions])
 
     def recall(self, queries: Sequence[str]) -> list[Recollection]:
         if not self._facts.texts:
             return [Recollection(None, 0.0, None) for _ in queries]
-        keys = self._plain.queries(queries)
+        keys = self._encoder.queries(queries)
         stored = self._facts.keys()
         found = nearest(keys, stored)
         # Of a query's keys, the one that came nearest addresses the memory.
@@ -110,16 +122,28 @@ class PaperMemory:
                 for own, index in zip(keys, found.positions.tolist(), strict=True)
             ]
         )
-        readouts = self._addresses(chosen) @ self._state.memory  # (Q, C)
-        if self._rescale:
-            lengths = torch.stack(self._values).norm(dim=1)
-            readouts = rescale_readout(readouts, float(lengths.mean()))
+        readouts = self.read(chosen)
         return [
             self._recollection(position, score, readout)
             for position, score, readout in zip(
                 found.positions.tolist(), found.scores.tolist(), readouts.float(), strict=True
             )
         ]
+
+    def read(self, keys: Float16Array) -> Tensor:
+        """Readouts (N, C) float64 = W M at the addresses of N keys (N, D), whatever the gate says."""
+        readouts = self.addresses(keys) @ self._state.memory
+        if not self._rescale:
+            return readouts
+        return rescale_readout(readouts, float(torch.stack(self._values).norm(dim=1).mean()))
+
+    def addresses(self, keys: Float16Array) -> Tensor:
+        """Keys (N, D) to addressing weights (N, K) float64."""
+        z = torch.from_numpy(unit(keys).astype(np.float64))
+        if self._addressing == "gaussian":
+            return self._filter(z)
+        weights: Tensor = z @ self._inverse
+        return weights / weights.norm(dim=1, keepdim=True).clamp_min(_ZERO)
 
     def close(self) -> None: ...
 
@@ -131,14 +155,6 @@ class PaperMemory:
             return Recollection(position, score, None)  # it was never stored
         condition = self._codec.condition(readout.unsqueeze(0).numpy(), prompt_tokens, target_tokens)
         return Recollection(position, score, condition)
-
-    def _addresses(self, keys: Float16Array) -> Tensor:
-        """Keys (N, D) to addressing weights (N, K) float64."""
-        z = torch.from_numpy(unit(keys).astype(np.float64))
-        if self._addressing == "gaussian":
-            return self._filter(z)
-        weights = z @ self._inverse
-        return weights / weights.norm(dim=1, keepdim=True).clamp_min(_ZERO)
 
     def _filter(self, z: Tensor) -> Tensor:
         """Eqs. (7)-(8): w_k ~ exp(-|z - m_k|^2 / (2 alpha sigma^2)), sigma the distance to the nearest row.
@@ -152,11 +168,13 @@ class PaperMemory:
         return weights
 
     def _grow_reference(self, keys: Float16Array) -> None:
-        """The rows of the Gaussian filter are the first K keys; a row in use never changes."""
-        room = self._address_size - len(self._reference)
-        if self._addressing == "gaussian" and room > 0:
-            rows = torch.from_numpy(unit(keys[:room]).astype(np.float64))
-            self._reference = torch.cat([self._reference, rows])
+        """The rows of the Gaussian filter are the first K different keys; a row in use never changes.
+
+        So a fact whose key is a row is addressed one-hot, now and later, and any other finds all K rows there.
+        """
+        if self._addressing == "gaussian" and len(self._reference) < self._address_size:
+            rows = dict.fromkeys(tuple(row) for row in self._reference.tolist() + unit(keys).tolist())
+            self._reference = torch.tensor(list(rows)[: self._address_size], dtype=torch.float64)
 
 
 def _first_rows(encoded: EncodedFacts) -> Tensor:

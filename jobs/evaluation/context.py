@@ -4,7 +4,7 @@ A needle counts as recalled when the gate lets its question in and every token o
 
     ours                     the flat read: one scope search over all facts, gate included
     recursive                the paper's recursive read (`recursive_read.py`) with projection weights, without a gate;
-                             its readout is decoded with the right fact's number of tokens, which favours it
+                             its readout is decoded with the right fact's number of rows and tokens: that favours it
     recursive_gaussian       the same with the Gaussian filter
     nearest                  plain MiniLM at cosine 0.70 names the right fact; its text is put before the decoder
     all_facts                all facts in the prompt; only the generated answer can be judged
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from jobs.evaluation.gate_scores import unit
+from jobs.evaluation.gate_scores import nearest, unit
 from jobs.evaluation.lab import Lab
 from jobs.evaluation.memories import AllFacts, EditedMemory, LarimarMemory, NearestFact, Recollection, as_ask, whole
 from jobs.evaluation.needles import Needle, needles
@@ -28,6 +28,7 @@ from jobs.evaluation.outcome import Outcome
 from jobs.evaluation.recalls import evenly, figures, says
 from jobs.evaluation.recursive_read import RecursiveReader, Weights
 from jobs.evaluation.statistics import share
+from memory_actor.types import EncodedFacts
 from workers.ports import AnswerMode
 
 NAME = "context"
@@ -68,31 +69,42 @@ def _asked(lab: Lab) -> int:
 def _grow(lab: Lab, memory: EditedMemory, found: Sequence[Needle], sizes: Sequence[int], outcome: Outcome) -> None:
     """Write up to each size in turn, and ask there: in other words, with the facts' own prompts, aloud."""
     written, ours = 0, memory.name == "larimar"
-    place = NAME if ours else f"{NAME}.{memory.name}"
-    encode_s = write_s = 0.0
+    spent = {"encode_s": 0.0, "write_s": 0.0}
     for size in sizes:
-        with lab.progress(f"context: {memory.name} holds {size} facts", size - written) as advance:
-            for start in range(written, size, WRITE_FACTS):
-                facts = [needle.fact for needle in found[start : min(start + WRITE_FACTS, size)]]
-                started = time.perf_counter()
-                if ours:
-                    lab.encoder.facts(facts)  # kept by the encoder: the write below is the memory's own work
-                encoded = time.perf_counter()
-                memory.write(facts)
-                encode_s, write_s = encode_s + encoded - started, write_s + time.perf_counter() - encoded
-                advance(len(facts))
+        _write(lab, memory, found[written:size], spent)
         written = size
         _ask(lab, memory, found[:size], outcome)
         if ours:
-            outcome.summary |= {
-                f"{place}.encode_s_{size}": round(encode_s, 2),
-                f"{place}.write_s_{size}": round(write_s, 2),
-            }
-        if ours and size <= OTHER_ROWS_MAX:
-            _speak(lab, memory, found[:size], SPOKEN, outcome)
-        elif size in IN_PROMPT:
-            _speak(lab, memory, found[:size], IN_PROMPT_ASKED, outcome)
+            _ask_without_gate(lab, found[:size], outcome)
+            outcome.summary |= {f"{NAME}.{name}_{size}": round(seconds, 2) for name, seconds in spent.items()}
+        spoken = SPOKEN if ours and size <= OTHER_ROWS_MAX else IN_PROMPT_ASKED if size in IN_PROMPT else 0
+        if spoken:
+            _speak(lab, memory, found[:size], spoken, outcome)
     memory.close()
+
+
+def _write(lab: Lab, memory: EditedMemory, new: Sequence[Needle], spent: dict[str, float]) -> None:
+    """Write needles in batches; adds the seconds that encoding and writing took to `spent`."""
+    with lab.progress(f"context: {memory.name} takes {len(new)} facts more", len(new)) as advance:
+        for start in range(0, len(new), WRITE_FACTS):
+            facts = [needle.fact for needle in new[start : start + WRITE_FACTS]]
+            started = time.perf_counter()
+            if memory.name == "larimar":
+                lab.encoder.facts(facts)  # kept by the encoder: the write below is the memory's own work
+            encoded = time.perf_counter()
+            memory.write(facts)
+            spent["encode_s"] += encoded - started
+            spent["write_s"] += time.perf_counter() - encoded
+            advance(len(facts))
+
+
+def _ask_without_gate(lab: Lab, found: Sequence[Needle], outcome: Outcome) -> None:
+    """How often the nearest fact to a question is the right one, whatever its score: what no threshold could better."""
+    chosen = evenly(len(found), _asked(lab))
+    keys = lab.encoder.facts([needle.fact for needle in found]).keys
+    near = nearest(lab.encoder.queries([found[index].question for index in chosen]), keys)
+    right = [position == index for position, index in zip(near.positions.tolist(), chosen, strict=True)]
+    outcome.summary |= figures(f"{NAME}.ungated_recall_{len(found)}", share(right))
 
 
 def _ask(lab: Lab, memory: EditedMemory, found: Sequence[Needle], outcome: Outcome) -> None:
@@ -109,18 +121,20 @@ def _recursive(lab: Lab, row: str, weights: Weights, found: Sequence[Needle], ou
     """The paper's recursive read over keys of plain MiniLM and the codec's latents."""
     facts = [needle.fact for needle in found]
     encoded = lab.encoder.facts(facts)
-    if int(encoded.rows.max()) > 1:
-        raise ValueError("the recursive read takes facts of one latent row; a needle is longer")
     keys = torch.from_numpy(unit(lab.plain.facts(facts).keys))
-    reader = RecursiveReader(keys, torch.from_numpy(encoded.latents.astype(np.float32)), weights)
+    reader = RecursiveReader(keys, _values(encoded), weights)
     chosen = evenly(len(found), _asked(lab))
 
     def recall(texts: Sequence[str]) -> list[Recollection]:
         recollections = []
-        for index, own in zip(chosen, lab.plain.queries(list(texts)), strict=True):
-            readout = reader.read(torch.from_numpy(unit(own)[0])).unsqueeze(0).numpy()
-            tokens = int(encoded.prompt_tokens[index]), int(encoded.target_tokens[index])
-            recollections.append(Recollection(index=index, score=1.0, condition=lab.codec.condition(readout, *tokens)))
+        for index, own in zip(chosen, lab.plain.queries(texts), strict=True):
+            readout = reader.read(torch.from_numpy(unit(own)[0])).reshape(-1, encoded.latents.shape[1])
+            condition = lab.codec.condition(
+                readout[: encoded.rows[index]].numpy(),
+                int(encoded.prompt_tokens[index]),
+                int(encoded.target_tokens[index]),
+            )
+            recollections.append(Recollection(index=index, score=1.0, condition=condition))
         return recollections
 
     recalled = {
@@ -128,6 +142,15 @@ def _recursive(lab: Lab, row: str, weights: Weights, found: Sequence[Needle], ou
         "prompt_recall": recall([found[index].fact.prompt for index in chosen]),
     }
     _report(lab, row, found, recalled, outcome)
+
+
+def _values(encoded: EncodedFacts) -> torch.Tensor:
+    """The latents of N facts side by side, (N, P * C) float32 for the P rows of the longest; others end in zeros."""
+    values = np.zeros((len(encoded), int(encoded.rows.max()), encoded.latents.shape[1]), np.float32)
+    ends = encoded.rows.cumsum()
+    for index, (end, rows) in enumerate(zip(ends, encoded.rows, strict=True)):
+        values[index, :rows] = encoded.latents[end - rows : end]
+    return torch.from_numpy(values.reshape(len(encoded), -1))
 
 
 def _report(

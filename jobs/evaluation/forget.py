@@ -27,9 +27,9 @@ RETAINED_ASKED = 1_000  # retained facts asked for at one size
 
 
 def run(lab: Lab) -> Outcome:
-    """N = 1, K, 2K and 4,096. `limit` leaves out the sizes above it (never N = 1), caps histories and facts asked."""
+    """N = 1, K, 2K and 4,096. `limit` takes the place of the sizes above it, and caps histories and facts asked."""
     addresses = lab.bundle.manifest.memory.address_size
-    sizes = [size for size in (1, addresses, 2 * addresses, LARGEST) if lab.limit is None or size <= max(1, lab.limit)]
+    sizes = sorted({min(size, lab.limit or LARGEST) for size in (1, addresses, 2 * addresses, LARGEST)})
     facts = lab.data.facts(sizes[-1])
     outcome = Outcome(NAME, {})
     for size in sizes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs.evaluation.gate_scores import unit
 from jobs.evaluation.key_encoder import KeyEncoder
 from jobs.evaluation.lab import Lab
-from jobs.evaluation.memories import LarimarMemory, as_ask
+from jobs.evaluation.memories import LarimarMemory, as_ask, whole
 from jobs.evaluation.outcome import Outcome
 from jobs.evaluation.recalls import figures, says
 from jobs.evaluation.statistics import share
@@ -48,29 +48,38 @@ def measure_private_facts(lab: Lab, rows: Sequence[Row], outcome: Outcome, file:
 
 
 def _answer(lab: Lab, file: Path, outcome: Outcome) -> None:
-    """Whether the answer to each question contains its fact's target, all facts in memory."""
+    """With all facts in memory: whether a question brings its fact back whole, and the answer contains its target.
+
+    Facts that are one sentence have no target: what they answer is not judged.
+    """
     triples = json.loads(file.read_bytes())["triples"]
-    memory = LarimarMemory(lab)
-    memory.write([FactText(triple["stored"], triple["target"]) for triple in triples])
+    facts = [FactText(triple["stored"], triple.get("target")) for triple in triples]
     questions = [triple["question"] for triple in triples]
+    memory = LarimarMemory(lab)
+    memory.write(facts)
     found = memory.recall(questions)
     memory.close()
+    recalled = [
+        one.index == index and whole(one, fact, lab.codec)
+        for index, (one, fact) in enumerate(zip(found, facts, strict=True))
+    ]
+    judged = [index for index, fact in enumerate(facts) if fact.target is not None]
     asks = [
-        as_ask(one, question, mode=AnswerMode.ANSWER, max_tokens=ANSWER_TOKENS)
-        for one, question in zip(found, questions, strict=True)
+        as_ask(found[index], questions[index], mode=AnswerMode.ANSWER, max_tokens=ANSWER_TOKENS) for index in judged
     ]
     answers = lab.pool.answer(asks, "scope: private facts asked for")
-    right = [says(answer.text, triple["target"]) for answer, triple in zip(answers, triples, strict=True)]
-    outcome.summary |= figures(f"{outcome.name}.private_answered", share(right))
+    said = [says(answer.text, facts[index].target or "") for index, answer in zip(judged, answers, strict=True)]
+    outcome.summary |= figures(f"{outcome.name}.private_recalled", share(recalled))
+    outcome.summary |= figures(f"{outcome.name}.private_answered", share(said))
     outcome.items += [
         {
             "row": "larimar",
             "kind": "private_answer",
-            "query": triple["question"],
-            "target": triple["target"],
-            "right_fact": one.index == index,
+            "query": questions[index],
+            "target": facts[index].target,
+            "recalled": recalled[index],
             "text": answer.text,
-            "said": said,
+            "said": right,
         }
-        for index, (triple, one, answer, said) in enumerate(zip(triples, found, answers, right, strict=True))
+        for index, answer, right in zip(judged, answers, said, strict=True)
     ]

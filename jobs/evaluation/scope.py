@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jobs import scope_evaluation as validation
 from jobs.evaluation.gate_scores import WRONG, nearest, paired, unit
 from jobs.evaluation.key_encoder import KeyEncoder
 from jobs.evaluation.lab import Lab
@@ -26,7 +27,6 @@ from jobs.evaluation.probes import Episode, Kind, Probe, draw_probes
 from jobs.evaluation.recalls import evenly, figures
 from jobs.evaluation.records import EditRecord
 from jobs.evaluation.statistics import share
-from jobs.scope_evaluation import equal_error_rate, load_questions, measure, summary
 from memory_actor.types import FactText, Float32Array
 
 NAME = "scope"
@@ -74,11 +74,13 @@ def run(lab: Lab) -> Outcome:
     gates = [Gate("larimar", lab.encoder, lab.bundle.manifest.scope_threshold)]
     if lab.rows == "all":
         gates.append(Gate("nearest", lab.plain, NEAREST_THRESHOLD))
+    known = _validation(lab)
     for gate in gates:
         lab.console.print(f"scope: {gate.row}, {len(questions.probes)} questions, {len(questions.stored)} facts stored")
         outcome.summary[f"{gate.place}.threshold"] = gate.threshold
         _measure(gate, questions, outcome)
-        _validate(lab, gate, outcome)
+        if known is not None:
+            _validate(gate, known, outcome)
     measure_private_facts(lab, [(gate.place, gate.encoder, gate.threshold) for gate in gates], outcome)
     return outcome
 
@@ -141,27 +143,29 @@ def gate_figures(
     """
     of = {kind: scores[[one is kind for one in kinds]] for kind in KINDS}
     found: dict[str, Figure] = {}
-    for kind, name in KINDS.items():
+    for kind, (name, _) in KINDS.items():
         if len(of[kind]):
             found |= figures(f"{gate.place}.{name}{suffix}", share((of[kind] >= gate.threshold).tolist()))
     if len(of[Kind.REPHRASE]) and len(of[Kind.NEIGHBOUR]):
-        rate, at = equal_error_rate(of[Kind.REPHRASE], of[Kind.NEIGHBOUR])
+        rate, at = validation.equal_error_rate(of[Kind.REPHRASE], of[Kind.NEIGHBOUR])
         found |= {f"{gate.place}.eer_{stored}": rate, f"{gate.place}.eer_{stored}_threshold": at}
     return found
 
 
-def _validate(lab: Lab, gate: Gate, outcome: Outcome) -> None:
-    """The measures that the scope encoder's threshold was chosen on, where the data folder has what they need."""
+def _validation(lab: Lab) -> validation.Questions | None:
+    """The questions that the scope encoder's threshold was chosen on, where the data folder has what they need."""
     folder = lab.data.folder
     if folder is None or not all((folder / part).is_dir() for part in ("counterfact", "pararel", "lre_relations")):
-        return
+        return None
+    return validation.load_questions(folder, lab.seed)
+
+
+def _validate(gate: Gate, questions: validation.Questions, outcome: Outcome) -> None:
     encoder = gate.encoder
-    scores = measure(
-        lambda texts: unit(encoder.facts([FactText(text) for text in texts]).keys),
-        load_questions(folder, lab.seed),
-        ask=encoder.queries,
+    scores = validation.measure(
+        lambda texts: unit(encoder.facts([FactText(text) for text in texts]).keys), questions, ask=encoder.queries
     )
-    found = summary(scores, gate.threshold)
+    found = validation.summary(scores, gate.threshold)
     outcome.summary |= {f"{gate.place}.validation_{key}": value for key, value in found.items() if key != "threshold"}
     outcome.items += [
         {"row": gate.row, "kind": f"validation_{key}", "scores": [round(float(score), 4) for score in values]}

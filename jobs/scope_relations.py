@@ -57,7 +57,7 @@ class World:
 
 def load_world(data: Path) -> World:
     """Relations with training subjects only, without the held-out relations."""
-    declared = _declared()
+    declared = declared_relations()
     facts = _pararel_facts(data)
     records = counterfact(data / "counterfact" / "train.json")
     kept_out = {record.subject.lower() for record in counterfact(data / "counterfact" / "val.json")}
@@ -102,7 +102,7 @@ def same_subject_facts(data: Path, *, validation: bool) -> dict[str, set[str]]:
 
 def all_relations(data: Path) -> dict[str, Relation]:
     """Every relation by name, held-out ones too, with all its wordings and no subjects."""
-    declared = _declared()
+    declared = declared_relations()
     prompts, rephrasings, _ = _counterfact_wordings(
         counterfact(data / "counterfact" / "train.json"), _pararel_facts(data)
     )
@@ -151,7 +151,8 @@ class _Pieces:
     targets: set[str]
 
 
-def _declared() -> dict[str, Relation]:
+def declared_relations() -> dict[str, Relation]:
+    """What scope_relations.txt says of each relation, by name: kinds, near relations and questions; no prompts."""
     found = {}
     for line in RELATIONS_FILE.read_text(encoding="utf-8").splitlines():
         if match := _LINE.fullmatch(line.strip()):

@@ -9,29 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.evaluation.needles import needles
-from jobs.scope_relations import split_front
 from memory_actor.types import FactText
 
 UNRELATED_FILE = Path(__file__).with_name("unrelated.txt")
-_FORMS = "CounterFact (reduced or original form) or zsRE, as a JSON list, {'records': [...]} or JSON lines"
+EDITS, TRAINING_EDITS, QUESTIONS = "counterfact/val.json", "counterfact/train.json", "zsre/zsre_500.json"
+_WRAPPINGS = "a JSON list, {'records': [...]} or JSON lines"
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+")
+_SOURCE = "nq question: "  # zsRE says where its unrelated questions are from; nobody asks that way
 
 T = TypeVar("T")
 
 
 class BadData(ValueError):
-    """The data cannot be evaluated on: says which file, which record and what was expected."""
+    """The data cannot be evaluated on: says which file, which record, which field, and what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class EditRecord:
-    """One CounterFact edit: `prompt target_true` is to become `prompt target_new`."""
+    """One CounterFact edit: `prompt target_true` is to become `prompt target_new`. Texts without white space around.
+
+    Of a file it has at least one rephrasing and one neighbour, and as many of the second tuple of each pair as of the
+    first. The reduced form's one rephrasing is as in the file, and may itself have a sentence in front.
+    """
 
     case_id: int
     prompt: str
@@ -55,7 +62,7 @@ class QuestionRecord:
     question: str
     rephrasing: str
     target_new: str
-    answers: tuple[str, ...]
+    answers: tuple[str, ...]  # of the world; at least one
     unrelated: str
     unrelated_answer: str
 
@@ -65,16 +72,23 @@ class QuestionRecord:
 
 @dataclass
 class EvalData:
-    """What `--data` names: one file, or a folder with counterfact/{val,train}.json and zsre/*.json; or nothing."""
+    """What `--data` names: one file, or a folder that holds `EDITS`, `TRAINING_EDITS` and `QUESTIONS`; or nothing.
+
+    Files are read when they are asked for. `notes` then says what was left out of them.
+    """
 
     path: Path | None
     notes: list[str] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path | None) -> EvalData:
-        """Raises: BadData if `path` is neither a file nor a folder that holds counterfact/val.json."""
-        if path is not None and not path.is_file() and not (path / "counterfact" / "val.json").is_file():
-            raise BadData(f"{path}: give a file of {_FORMS}, or a folder that holds counterfact/val.json")
+        """Raises: BadData if `path` is neither a file nor a folder with one of the files that are read as records."""
+        if path is not None and not path.is_file() and not any((path / part).is_file() for part in (EDITS, QUESTIONS)):
+            what = f"is a folder without {EDITS} and {QUESTIONS}" if path.is_dir() else "does not exist"
+            raise BadData(
+                f"{path} {what}; give a file of CounterFact (reduced or original form) or of zsRE, as {_WRAPPINGS}, "
+                f"or a folder that holds {EDITS}"
+            )
         return cls(path)
 
     @property
@@ -83,11 +97,11 @@ class EvalData:
 
     @property
     def name(self) -> str:
-        return "none" if self.path is None else self.path.name
+        return "none" if self.path is None else self.path.resolve().name
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 (hex) of the file, or of the folder's files that are read as records."""
+        """SHA-256 (hex) of the file, or of the folder's files that are read as records one after the other."""
         digest = hashlib.sha256()
         for path in self._files():
             digest.update(path.read_bytes())
@@ -96,53 +110,54 @@ class EvalData:
     @cached_property
     def records(self) -> tuple[EditRecord, ...]:
         """The CounterFact edits, one for each prompt: a later one would supersede the first. Raises: BadData."""
-        path = self._file("counterfact", "val.json")
+        path = self._file(EDITS)
+        read = _parsed(path, edit_record)
+        whole = [record for record in read if record.rephrasings and record.neighbours]
+        self._note(path, len(read) - len(whole), "have no paraphrase or no neighbour")
         kept: dict[str, EditRecord] = {}
-        raw = _read(path)
-        for index, content in enumerate(raw):
-            record = _record(path, index, content, edit_record)
+        for record in whole:
             kept.setdefault(record.prompt, record)
-        if len(kept) < len(raw):
-            self.notes.append(f"{len(raw) - len(kept)} records left out: an earlier one has the same prompt")
+        self._note(path, len(whole) - len(kept), "have the prompt of an earlier one")
         return tuple(kept.values())
 
     @cached_property
     def questions(self) -> tuple[QuestionRecord, ...]:
         """The zsRE edits, one for each question. Raises: BadData."""
-        path = self._file("zsre", "zsre_500.json")
+        path = self._file(QUESTIONS)
+        read = _parsed(path, question_record)
         kept: dict[str, QuestionRecord] = {}
-        for index, content in enumerate(_read(path)):
-            record = _record(path, index, content, question_record)
+        for record in read:
             kept.setdefault(record.question, record)
+        self._note(path, len(read) - len(kept), "have the question of an earlier one")
         return tuple(kept.values())
 
     def facts(self, count: int) -> list[FactText]:
-        """`count` facts of distinct prompts: the records' edits, the folder's training edits, then made-up ones."""
+        """`count` facts of distinct prompts: the records' edits, the folder's training edits, then made-up ones.
+
+        Raises: BadData; ValueError where more are asked for than can be made up.
+        """
         kept: dict[str, FactText] = {}
-        if self.path is not None and self._holds_edits():
+        if self._holds_edits():
             kept = {record.prompt: record.fact() for record in self.records[:count]}
-        train = None if self.folder is None else self.folder / "counterfact" / "train.json"
+        train = None if self.folder is None else self.folder / TRAINING_EDITS
         if train is not None and train.is_file() and len(kept) < count:
-            for index, content in enumerate(_read(train)):
-                record = _record(train, index, content, edit_record)
+            for record in _parsed(train, edit_record):
                 kept.setdefault(record.prompt, record.fact())
-        missing = count - len(kept)
-        if missing > 0:
-            kept |= {needle.fact.prompt: needle.fact for needle in needles(missing, seed=1)}
+        missing = max(0, count - len(kept))
+        kept |= {needle.fact.prompt: needle.fact for needle in needles(missing, seed=1)}
         return list(kept.values())[:count]
 
     def _holds_edits(self) -> bool:
-        if self.folder is not None:
-            return True
-        first = _read(self._file("counterfact", "val.json"))[0]
-        return isinstance(first, dict) and "alt" not in first
-
-    def _file(self, folder: str, name: str) -> Path:
         if self.path is None:
-            raise BadData(f"this experiment needs records: give --data a file of {_FORMS}, or a folder of them")
-        path = self.path if self.folder is None else self.path / folder / name
+            return False
+        return (self.path / EDITS).is_file() if self.folder is not None else "src" not in _objects(self.path)[0]
+
+    def _file(self, part: str) -> Path:
+        if self.path is None:
+            raise BadData(f"this experiment needs records: give --data a file, or a folder that holds {part}")
+        path = self.path / part if self.folder is not None else self.path
         if not path.is_file():
-            raise BadData(f"{path} is missing: this experiment reads it")
+            raise BadData(f"{path} does not exist, and this experiment reads it")
         return path
 
     def _files(self) -> list[Path]:
@@ -150,21 +165,27 @@ class EvalData:
             return []
         if self.folder is None:
             return [self.path]
-        parts = ("counterfact/val.json", "counterfact/train.json", "zsre/zsre_500.json")
-        return [path for part in parts if (path := self.path / part).is_file()]
+        return [path for part in (EDITS, TRAINING_EDITS, QUESTIONS) if (path := self.path / part).is_file()]
+
+    def _note(self, path: Path, count: int, why: str) -> None:
+        if count:
+            self.notes.append(f"{path.name}: {count} records left out, they {why}")
 
 
 def edit_record(content: dict[str, Any], index: int) -> EditRecord:
-    """A CounterFact record of either form. Raises: KeyError, TypeError, as `_record` expects."""
+    """A CounterFact record of either form; without a `case_id` it gets its index. Raises: BadData."""
+    if "src" in content:
+        raise BadData("this is a record of zsRE, and a record of CounterFact is needed")
+    case_id = content.get("case_id", index)
+    if not isinstance(case_id, int):
+        raise BadData(f"field 'case_id' must be a whole number, got {case_id!r:.60}")
     if "requested_rewrite" in content:
-        return _original(content, index)
-    prompt, subject = _text(content, "prompt"), _text(content, "subject")
+        return _original(content, case_id)
     rephrasing = _text(content, "rephrase_prompt")
-    case_id = int(content.get("case_id", index))
     return EditRecord(
         case_id=case_id,
-        prompt=prompt,
-        subject=subject,
+        prompt=_text(content, "prompt"),
+        subject=_text(content, "subject"),
         target_new=_text(content, "target_new"),
         target_true=_text(content, "ground_truth"),
         rephrasings=(rephrasing,),
@@ -174,16 +195,18 @@ def edit_record(content: dict[str, Any], index: int) -> EditRecord:
     )
 
 
-def _original(content: dict[str, Any], index: int) -> EditRecord:
-    rewrite = content["requested_rewrite"]
-    subject = _text(rewrite, "subject")
-    true = _text(rewrite["target_true"], "str")
+def _original(content: dict[str, Any], case_id: int) -> EditRecord:
+    template = _text(content, "requested_rewrite", "prompt")
+    if "{}" not in template:
+        raise BadData(f"field 'requested_rewrite.prompt' must have {{}} for the subject, got {template!r:.60}")
+    subject = _text(content, "requested_rewrite", "subject")
+    true = _text(content, "requested_rewrite", "target_true", "str")
     paraphrases, neighbours = _texts(content, "paraphrase_prompts"), _texts(content, "neighborhood_prompts")
     return EditRecord(
-        case_id=int(content.get("case_id", index)),
-        prompt=_text(rewrite, "prompt").format(subject),
+        case_id=case_id,
+        prompt=template.replace("{}", subject),
         subject=subject,
-        target_new=_text(rewrite["target_new"], "str"),
+        target_new=_text(content, "requested_rewrite", "target_new", "str"),
         target_true=true,
         rephrasings=tuple(without_front(text, subject) for text in paraphrases),
         rephrasings_distractor=paraphrases,
@@ -193,70 +216,92 @@ def _original(content: dict[str, Any], index: int) -> EditRecord:
 
 
 def question_record(content: dict[str, Any], _: int) -> QuestionRecord:
-    """A zsRE record. Raises: KeyError, TypeError, as `_record` expects."""
+    """A zsRE record. Raises: BadData."""
+    if "src" not in content and ("rephrase_prompt" in content or "requested_rewrite" in content):
+        raise BadData("this is a record of CounterFact, and a record of zsRE is needed")
+    answers = _texts(content, "answers")
+    if not answers:
+        raise BadData("field 'answers' is empty")
     return QuestionRecord(
         subject=_text(content, "subject"),
         question=_text(content, "src"),
         rephrasing=_text(content, "rephrase"),
         target_new=_text(content, "alt"),
-        answers=_texts(content, "answers"),
-        unrelated=_text(content, "loc"),
+        answers=answers,
+        unrelated=_text(content, "loc").removeprefix(_SOURCE),
         unrelated_answer=_text(content, "loc_ans"),
     )
 
 
 def without_front(text: str, subject: str) -> str:
-    """`text` from the sentence on that names the subject; the whole text when none does."""
-    if subject not in text:
-        return text.strip()
-    front, _ = split_front(text, subject)
-    return text.strip()[len(front) :].strip()
+    """`text` from the sentence on that names the subject last; its last sentence when none does."""
+    named = [match.start() for match in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text, re.IGNORECASE)]
+    ends = [match.end() for match in _SENTENCE_END.finditer(text, 0, named[-1] if named else len(text))]
+    return text[ends[-1] if ends else 0 :].strip()
+
+
+@cache
+def unrelated_sentences() -> tuple[str, ...]:
+    """Our sentences about nothing in particular."""
+    return tuple(UNRELATED_FILE.read_text(encoding="utf-8").splitlines())
 
 
 def unrelated_sentence(number: int) -> str:
-    """One of our sentences about nothing in particular, the same for the same number."""
-    sentences = UNRELATED_FILE.read_text(encoding="utf-8").split("\n")
-    sentences = [sentence for sentence in sentences if sentence]
-    return sentences[number % len(sentences)]
+    """One of our unrelated sentences, the same for the same number."""
+    return unrelated_sentences()[number % len(unrelated_sentences())]
 
 
-def _read(path: Path) -> list[Any]:
-    """The records of a file as they are. Raises: BadData."""
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+def _parsed(path: Path, make: Callable[[dict[str, Any], int], T]) -> list[T]:
+    """The records of a file. Raises: BadData, which names file, record and field."""
+    made = []
+    for index, content in enumerate(_objects(path)):
         try:
-            content = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except json.JSONDecodeError:
-            raise BadData(f"{path} is not JSON (line {error.lineno}: {error.msg}); expected {_FORMS}") from error
-    if isinstance(content, dict) and isinstance(content.get("records"), list):
-        content = content["records"]
+            made.append(make(content, index))
+        except BadData as error:
+            raise BadData(f"{path}, record {index}: {error}") from None
+    return made
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects that are the file's records, at least one. Raises: BadData."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        # Not splitlines(): a text may hold other separators, and JSON does not escape them.
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        content = [json.loads(line) for line in lines] if _starts_as_lines(lines) else json.loads(text or "[]")
+    except ValueError as error:
+        raise BadData(f"{path} cannot be read: {error}; expected {_WRAPPINGS}") from error
+    if isinstance(content, dict):
+        content = content.get("records", [content])
     if not isinstance(content, list) or not content:
-        raise BadData(f"{path} holds no records; expected {_FORMS}")
+        raise BadData(f"{path} holds no records; expected {_WRAPPINGS}")
+    for index, record in enumerate(content):
+        if not isinstance(record, dict):
+            raise BadData(f"{path}, record {index}: expected an object with fields, got {record!r:.60}")
     return content
 
 
-def _record(path: Path, index: int, content: Any, make: Callable[[dict[str, Any], int], T]) -> T:
-    try:
-        if not isinstance(content, dict):
-            raise TypeError(f"expected an object, got {type(content).__name__}")
-        return make(content, index)
-    except KeyError as error:
-        raise BadData(f"{path}, record {index}: the field {error} is missing; expected {_FORMS}") from error
-    except (TypeError, ValueError, IndexError) as error:
-        raise BadData(f"{path}, record {index}: {error}; expected {_FORMS}") from error
+def _starts_as_lines(lines: list[str]) -> bool:
+    return len(lines) > 1 and lines[0].startswith("{") and lines[0].endswith("}")
 
 
-def _text(content: dict[str, Any], key: str) -> str:
-    value = content[key]
+def _text(content: dict[str, Any], *keys: str) -> str:
+    """The text at a path of keys, without white space around. Raises: BadData."""
+    value: Any = content
+    for depth, key in enumerate(keys):
+        if not isinstance(value, dict) or key not in value:
+            raise BadData(f"field '{'.'.join(keys[: depth + 1])}' is missing")
+        value = value[key]
     if not isinstance(value, str) or not value.strip():
-        raise TypeError(f"the field '{key}' must be a text, got {value!r:.60}")
+        raise BadData(f"field '{'.'.join(keys)}' must be a text, got {value!r:.60}")
     return value.strip()
 
 
 def _texts(content: dict[str, Any], key: str) -> tuple[str, ...]:
-    values: Sequence[Any] = content[key]
-    if not isinstance(values, list) or not values or not all(isinstance(value, str) and value for value in values):
-        raise TypeError(f"the field '{key}' must be a list of texts, got {values!r:.60}")
+    """A list of texts, which may be empty. Raises: BadData."""
+    if key not in content:
+        raise BadData(f"field '{key}' is missing")
+    values = content[key]
+    if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
+        raise BadData(f"field '{key}' must be a list of texts, got {values!r:.60}")
     return tuple(value.strip() for value in values)

@@ -28,10 +28,11 @@ class FineTuner:
 
     def __init__(self, bundle: Bundle, device: str = "auto") -> None:
         self._answerer = Answerer(bundle, device)
-        self._parameters = list(self._answerer.model.parameters())
+        self.model = self._answerer.model
+        self._parameters = list(self.model.parameters())
         self._original = [parameter.detach().clone() for parameter in self._parameters]
-        #: Wall time of the last edit in milliseconds, and the gradient steps it took.
-        self.edit_ms, self.steps = 0.0, 0
+        #: Of the last edit: wall time in milliseconds, gradient steps, and the loss (nats per token) after them.
+        self.edit_ms, self.steps, self.loss = 0.0, 0, float("nan")
 
     @contextmanager
     def edited(self, record: EditRecord) -> Iterator[FineTuner]:
@@ -50,22 +51,28 @@ class FineTuner:
         ids = torch.tensor([prompt + target], device=self._answerer.device)
         labels = ids.clone()
         labels[:, : len(prompt)] = -100  # the loss is the target's alone
-        optimizer = torch.optim.AdamW(self._parameters, lr=LEARNING_RATE, weight_decay=0.0)
-        self.steps = 0
+        try:
+            self._tune(ids, labels)
+        finally:
+            for parameter in self._parameters:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+        self.edit_ms = (time.perf_counter() - started) * 1e3
+
+    def _tune(self, ids: torch.Tensor, labels: torch.Tensor) -> None:
         for parameter in self._parameters:
             parameter.requires_grad_(True)
-        while self.steps < STEPS_MAX:
-            loss = self._answerer.model(input_ids=ids, labels=labels, use_cache=False).loss
-            if float(loss) < LOSS_ENOUGH:
-                break
+        optimizer = torch.optim.AdamW(self._parameters, lr=LEARNING_RATE, weight_decay=0.0)
+        self.steps = 0
+        while True:
+            loss = self.model(input_ids=ids, labels=labels, use_cache=False).loss
+            self.loss = float(loss.detach())
+            if self.loss < LOSS_ENOUGH or self.steps == STEPS_MAX:
+                return
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             self.steps += 1
-        for parameter in self._parameters:
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        self.edit_ms = (time.perf_counter() - started) * 1e3
 
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
         """What the decoder says as it is now tuned."""

@@ -122,7 +122,7 @@ def _recursive(lab: Lab, row: str, weights: Weights, found: Sequence[Needle], ou
     facts = [needle.fact for needle in found]
     encoded = lab.encoder.facts(facts)
     keys = torch.from_numpy(unit(lab.plain.facts(facts).keys))
-    reader = RecursiveReader(keys, _values(encoded), weights)
+    reader = RecursiveReader(keys, side_by_side(encoded), weights)
     chosen = evenly(len(found), _asked(lab))
 
     def recall(texts: Sequence[str]) -> list[Recollection]:
@@ -144,7 +144,7 @@ def _recursive(lab: Lab, row: str, weights: Weights, found: Sequence[Needle], ou
     _report(lab, row, found, recalled, outcome)
 
 
-def _values(encoded: EncodedFacts) -> torch.Tensor:
+def side_by_side(encoded: EncodedFacts) -> torch.Tensor:
     """The latents of N facts side by side, (N, P * C) float32 for the P rows of the longest; others end in zeros."""
     values = np.zeros((len(encoded), int(encoded.rows.max()), encoded.latents.shape[1]), np.float32)
     ends = encoded.rows.cumsum()

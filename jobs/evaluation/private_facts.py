@@ -10,8 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.evaluation.gate_scores import unit
-from jobs.evaluation.key_encoder import KeyEncoder
+from jobs.evaluation.gate import Gate
 from jobs.evaluation.lab import Lab
 from jobs.evaluation.memories import LarimarMemory, as_ask, whole
 from jobs.evaluation.outcome import Outcome
@@ -24,26 +23,19 @@ from workers.ports import AnswerMode
 FILE = Path(__file__).parents[2] / "tests" / "model_fixtures" / "private_scope_triples.json"
 ANSWER_TOKENS = 48
 
-Row = tuple[str, KeyEncoder, float]  # where its figures go, encoder, threshold
 
-
-def measure_private_facts(lab: Lab, rows: Sequence[Row], outcome: Outcome, file: Path = FILE) -> None:
-    """Each row's gate with all facts of the set stored together, and our own decoder's answers to the questions."""
+def measure_private_facts(lab: Lab, gates: Sequence[Gate], outcome: Outcome, file: Path = FILE) -> None:
+    """Each gate with all facts of the set stored together, and our own decoder's answers to the questions."""
     if not file.is_file():
         outcome.summary[f"{outcome.name}.private"] = f"not measured: {file.name} is not installed"
         return
-    for place, encoder, threshold in rows:
-        scores = measure_private(
-            lambda texts, encoder=encoder: unit(encoder.facts([FactText(text) for text in texts]).keys),
-            file,
-            ask=encoder.queries,
-        )
+    for gate in gates:
+        scores = measure_private(gate.stored, file, ask=gate.asked)
         for bar in PRIVATE_BARS:
-            let_in = share((scores[bar.key] >= threshold).tolist())
-            outcome.summary |= figures(f"{place}.{bar.key}", let_in)
-            outcome.items.append(
-                {"row": place, "kind": bar.key, "scores": [round(float(score), 4) for score in scores[bar.key]]}
-            )
+            let_in = share((scores[bar.key] >= gate.threshold).tolist())
+            outcome.summary |= figures(f"{gate.place}.{bar.key}", let_in)
+            listed = [round(float(score), 4) for score in scores[bar.key]]
+            outcome.items.append({"row": gate.row, "kind": bar.key, "scores": listed})
     _answer(lab, file, outcome)
 
 

@@ -17,15 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs import scope_evaluation as validation
-from jobs.evaluation.gate_scores import WRONG, nearest, paired, unit
-from jobs.evaluation.key_encoder import KeyEncoder
+from jobs.evaluation.gate import Gate
+from jobs.evaluation.gate_scores import WRONG, nearest, paired
 from jobs.evaluation.lab import Lab
 from jobs.evaluation.memories import NEAREST_THRESHOLD
 from jobs.evaluation.outcome import Figure, Outcome
 from jobs.evaluation.private_facts import measure_private_facts
 from jobs.evaluation.probes import Episode, Kind, Probe, draw_probes
 from jobs.evaluation.recalls import evenly, figures
-from jobs.evaluation.records import EditRecord
 from jobs.evaluation.statistics import share
 from memory_actor.types import FactText, Float32Array
 
@@ -41,26 +40,12 @@ KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """One row: an encoder, and the cosine from which a query is in scope."""
-
-    row: str
-    encoder: KeyEncoder
-    threshold: float
-
-    @property
-    def place(self) -> str:
-        return NAME if self.row == "larimar" else f"{NAME}.{self.row}"
-
-
-@dataclass(frozen=True, slots=True)
 class Questions:
     """All probes of the asked records, each fair when its own fact is alone in memory.
 
-    fair_among_many says which of them are so with all of `stored` in memory; position i of `stored` is record i's fact.
+    fair_among_many says which of them are so with all of `stored` in memory, as far as the records tell.
     """
 
-    records: tuple[EditRecord, ...]
     stored: tuple[FactText, ...]
     probes: tuple[Probe, ...]
     owners: tuple[int, ...]  # position in `stored` of each probe's own fact
@@ -71,9 +56,9 @@ def run(lab: Lab) -> Outcome:
     """Equal error rates, and shares let in at the threshold. `limit` caps the records asked about, not those stored."""
     questions = draw(lab)
     outcome = Outcome(NAME, {f"{NAME}.n": len(set(questions.owners)), f"{NAME}.stored": len(questions.stored)})
-    gates = [Gate("larimar", lab.encoder, lab.bundle.manifest.scope_threshold)]
+    gates = [Gate("larimar", NAME, lab.encoder, lab.bundle.manifest.scope_threshold)]
     if lab.rows == "all":
-        gates.append(Gate("nearest", lab.plain, NEAREST_THRESHOLD))
+        gates.append(Gate("nearest", f"{NAME}.nearest", lab.plain, NEAREST_THRESHOLD))
     known = _validation(lab)
     for gate in gates:
         lab.console.print(f"scope: {gate.row}, {len(questions.probes)} questions, {len(questions.stored)} facts stored")
@@ -81,7 +66,7 @@ def run(lab: Lab) -> Outcome:
         _measure(gate, questions, outcome)
         if known is not None:
             _validate(gate, known, outcome)
-    measure_private_facts(lab, [(gate.place, gate.encoder, gate.threshold) for gate in gates], outcome)
+    measure_private_facts(lab, gates, outcome)
     return outcome
 
 
@@ -94,7 +79,6 @@ def draw(lab: Lab) -> Questions:
     probes = [(index, probe) for index, own in alone for probe in own if probe.kind in KINDS]
     fair = {_name(probe) for probe in draw_probes(Episode(records, asked), lab.seed).probes}
     return Questions(
-        records,
         stored,
         tuple(probe for _, probe in probes),
         tuple(index for index, _ in probes),
@@ -109,7 +93,7 @@ def _name(probe: Probe) -> tuple[int, Kind, str]:
 def _measure(gate: Gate, questions: Questions, outcome: Outcome) -> None:
     """Scores of every probe, alone and among many, and the figures of both."""
     stored = gate.encoder.facts(list(questions.stored)).keys
-    queries = gate.encoder.queries([probe.query for probe in questions.probes])
+    queries = gate.asked([probe.query for probe in questions.probes])
     owners = list(questions.owners)
     alone, among = paired(queries, stored[owners]), nearest(queries, stored)
     right = among.right(owners)
@@ -161,10 +145,7 @@ def _validation(lab: Lab) -> validation.Questions | None:
 
 
 def _validate(gate: Gate, questions: validation.Questions, outcome: Outcome) -> None:
-    encoder = gate.encoder
-    scores = validation.measure(
-        lambda texts: unit(encoder.facts([FactText(text) for text in texts]).keys), questions, ask=encoder.queries
-    )
+    scores = validation.measure(gate.stored, questions, ask=gate.asked)
     found = validation.summary(scores, gate.threshold)
     outcome.summary |= {f"{gate.place}.validation_{key}": value for key, value in found.items() if key != "threshold"}
     outcome.items += [

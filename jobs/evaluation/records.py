@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,12 +112,15 @@ class EvalData:
         """The CounterFact edits, one for each prompt: a later one would supersede the first. Raises: BadData."""
         path = self._file(EDITS)
         read = _parsed(path, edit_record)
-        whole = [record for record in read if record.rephrasings and record.neighbours]
-        self._note(path, len(read) - len(whole), "have no paraphrase or no neighbour")
+        named = [_about_the_subject(record) for record in read]
+        lost = sum(len(record.rephrasings) for record in read) - sum(len(record.rephrasings) for record in named)
+        self._note(path, lost, "paraphrases", "do not name the subject")
+        whole = [record for record in named if record.rephrasings and record.neighbours]
+        self._note(path, len(read) - len(whole), "records", "have no paraphrase or no neighbour")
         kept: dict[str, EditRecord] = {}
         for record in whole:
             kept.setdefault(record.prompt, record)
-        self._note(path, len(whole) - len(kept), "have the prompt of an earlier one")
+        self._note(path, len(whole) - len(kept), "records", "have the prompt of an earlier one")
         return tuple(kept.values())
 
     @cached_property
@@ -128,7 +131,7 @@ class EvalData:
         kept: dict[str, QuestionRecord] = {}
         for record in read:
             kept.setdefault(record.question, record)
-        self._note(path, len(read) - len(kept), "have the question of an earlier one")
+        self._note(path, len(read) - len(kept), "records", "have the question of an earlier one")
         return tuple(kept.values())
 
     def facts(self, count: int) -> list[FactText]:
@@ -167,9 +170,9 @@ class EvalData:
             return [self.path]
         return [path for part in (EDITS, TRAINING_EDITS, QUESTIONS) if (path := self.path / part).is_file()]
 
-    def _note(self, path: Path, count: int, why: str) -> None:
+    def _note(self, path: Path, count: int, what: str, why: str) -> None:
         if count:
-            self.notes.append(f"{path.name}: {count} records left out, they {why}")
+            self.notes.append(f"{path.name}: {count} {what} left out that {why}")
 
 
 def edit_record(content: dict[str, Any], index: int) -> EditRecord:
@@ -215,6 +218,18 @@ def _original(content: dict[str, Any], case_id: int) -> EditRecord:
     )
 
 
+def _about_the_subject(record: EditRecord) -> EditRecord:
+    """The record without paraphrases that do not name its subject: a few of CounterFact's are cut short before it."""
+    subject = record.subject.casefold()
+    pairs = zip(record.rephrasings, record.rephrasings_distractor, strict=True)
+    named = [pair for pair in pairs if subject in pair[0].casefold()]
+    return replace(
+        record,
+        rephrasings=tuple(plain for plain, _ in named),
+        rephrasings_distractor=tuple(fronted for _, fronted in named),
+    )
+
+
 def question_record(content: dict[str, Any], _: int) -> QuestionRecord:
     """A zsRE record. Raises: BadData."""
     if "src" not in content and ("rephrase_prompt" in content or "requested_rewrite" in content):
@@ -234,9 +249,9 @@ def question_record(content: dict[str, Any], _: int) -> QuestionRecord:
 
 
 def without_front(text: str, subject: str) -> str:
-    """`text` from the sentence on that names the subject last; its last sentence when none does."""
+    """`text` from the sentence on that names the subject last; the whole text when none does."""
     named = [match.start() for match in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text, re.IGNORECASE)]
-    ends = [match.end() for match in _SENTENCE_END.finditer(text, 0, named[-1] if named else len(text))]
+    ends = [match.end() for match in _SENTENCE_END.finditer(text, 0, named[-1] if named else 0)]
     return text[ends[-1] if ends else 0 :].strip()
 
 

@@ -92,7 +92,7 @@ def _name(probe: Probe) -> tuple[int, Kind, str]:
 
 def _measure(gate: Gate, questions: Questions, outcome: Outcome) -> None:
     """Scores of every probe, alone and among many, and the figures of both."""
-    stored = gate.encoder.facts(list(questions.stored)).keys
+    stored = gate.encoder.facts(questions.stored).keys
     queries = gate.asked([probe.query for probe in questions.probes])
     owners = list(questions.owners)
     alone, among = paired(queries, stored[owners]), nearest(queries, stored)

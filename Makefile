@@ -57,9 +57,9 @@ down: $(STAMP) ## stop it
 bench: $(STAMP) ## measure this machine; table and bench.json (BENCH_JSON=...)
 	@$(BIN)/larimar bench --json $(BENCH_JSON)
 
-test: lint ## lint, then the whole test suite (PYTEST_ARGS="-k name")
-	@echo "pytest"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: lint ## lint, then the whole test suite in two processes (PYTEST_ARGS="-k name")
+	@echo "pytest: tests/system, and beside it everything else, which is shown when both are done"
+	@tests/in_two_lanes.sh $(BIN)/python $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, import order of the packages
 	@echo "ruff check"

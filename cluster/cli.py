@@ -164,7 +164,7 @@ def bench(context: typer.Context) -> None:
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def train(context: typer.Context, what: Annotated[str, typer.Argument(help="What to train: scope.")]) -> None:
-    """Train the experimental scope encoder: `larimar train scope --data DIR`."""
+    """Train the scope encoder: `larimar train scope --data DIR`."""
     if what != "scope":
         raise typer.BadParameter(f"'{what}' cannot be trained; only 'scope' can")
     done = subprocess.run([sys.executable, "-m", "jobs.train_scope", *context.args], check=False)  # noqa: S603

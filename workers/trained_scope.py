@@ -1,4 +1,4 @@
-"""The trained scope encoder (experimental): tensors kept in this package that take the place of some of plain MiniLM's.
+"""The trained scope encoder: tensors kept in this package that take the place of some of plain MiniLM's.
 
 Only what training changed is stored, in half precision (`scope_encoder/*.safetensors`), beside a card that says what it
 was trained on, what it reaches and at which threshold. `larimar train scope` writes such a folder.
@@ -18,7 +18,7 @@ from memory_actor.errors import ModelMissing
 from workers.conversion import copy_model
 from workers.sources import locate_model
 
-SCOPE_ENCODER = "larimar:scope"  # as `bundle.encoder`: an opt-in, experimental
+SCOPE_ENCODER = "larimar:scope"  # as `bundle.encoder`: the default
 FOLDER = Path(__file__).with_name("scope_encoder")
 CARD_FILE = "card.json"
 FILE_BYTES_MAX = 15_000_000

@@ -6,7 +6,6 @@ there is one, decides once per query and from the query alone.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,8 +67,9 @@ class LarimarMemory:
 
     def __init__(self, lab: Lab) -> None:
         self._encoder, self._codec = lab.encoder, lab.codec
-        self._folder = Path(tempfile.mkdtemp(prefix="larimar-eval-"))
-        self._engine = MemoryEngine.open(0, self._folder, lab.bundle.memory_config(), EngineSettings(), on_poison=_fail)
+        self._folder = tempfile.TemporaryDirectory(prefix="larimar-eval-", ignore_cleanup_errors=True)
+        place = Path(self._folder.name)
+        self._engine = MemoryEngine.open(0, place, lab.bundle.memory_config(), EngineSettings(), on_poison=_fail)
         self._requests = count()
         self._tenant = ""
         self._begin()
@@ -115,7 +115,7 @@ class LarimarMemory:
 
     def close(self) -> None:
         self._engine.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.cleanup()
 
     def _begin(self) -> None:
         self._tenant = f"t{next(self._requests)}"

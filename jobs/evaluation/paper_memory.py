@@ -142,8 +142,9 @@ class PaperMemory:
         z = torch.from_numpy(unit(keys).astype(np.float64))
         if self._addressing == "gaussian":
             return self._filter(z)
-        weights: Tensor = z @ self._inverse
-        return weights / weights.norm(dim=1, keepdim=True).clamp_min(_ZERO)
+        weights = z @ self._inverse
+        scaled: Tensor = weights / weights.norm(dim=1, keepdim=True).clamp_min(_ZERO)
+        return scaled
 
     def close(self) -> None: ...
 

@@ -15,7 +15,7 @@ from memory_actor.types import FactText
 from workers.bundle import Bundle
 from workers.ports import AnswerMode
 
-STEPS_MAX = 25  # as ROME's fine-tuning baseline
+STEPS_MAX = 25
 LOSS_ENOUGH = 1e-2  # nats per target token
 LEARNING_RATE = 5e-5
 
@@ -23,7 +23,7 @@ LEARNING_RATE = 5e-5
 class FineTuner:
     """A decoder that is tuned with AdamW (no weight decay) on one edit's target after its prompt, and put back.
 
-    Nothing else is trained on: no rephrasings, no neighbours, no norm constraint (the FT row of Meng et al. 2022).
+    Nothing else is trained on, neither rephrasings nor neighbours, and no norm is constrained.
     """
 
     def __init__(self, bundle: Bundle, device: str = "auto") -> None:

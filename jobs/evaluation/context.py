@@ -32,7 +32,7 @@ from memory_actor.types import EncodedFacts
 from workers.ports import AnswerMode
 
 NAME = "context"
-SIZES = (64, 128, 256, 1_000, 10_000, 100_000)
+SIZES = (64, 96, 128, 256, 1_000, 10_000, 100_000)
 ASKED = 200  # needles asked for at one size
 WRITE_FACTS = 1_000  # of one batch
 OTHER_ROWS_MAX = 10_000  # facts up to which the other rows, and the decoder, are asked

@@ -170,10 +170,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 on")
+    return int(text)
 
 
 def _plan(name: str, in_memory: int | None) -> list[Planned]:
@@ -190,7 +189,7 @@ def _plan(name: str, in_memory: int | None) -> list[Planned]:
 def _measurable(planned: Sequence[Planned], data: EvalData, console: Console) -> list[Planned]:
     """Those experiments that `data` has records for; why others are left out is said.
 
-    Raises: BadData if none is left.
+    Raises: BadData if none is left, or if there is no data at all and some need it.
     """
     kept, refused = [], []
     for one in planned:
@@ -200,7 +199,7 @@ def _measurable(planned: Sequence[Planned], data: EvalData, console: Console) ->
             refused.append((one, error))
         else:
             kept.append(one)
-    if not kept:
+    if not kept or (refused and data.path is None):
         raise refused[0][1]
     for note in data.notes:
         console.print(f"{data.name}: {note}", highlight=False)

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.evaluation.charts import (
-    DPI,
     PAPER_COLOUR,
     ROWS,
     Point,
@@ -22,6 +21,7 @@ from jobs.evaluation.charts import (
     log_numbers,
     numbered,
     percent,
+    save,
     shared_legend,
 )
 from jobs.evaluation.paper_rows import PAPER_ROWS
@@ -47,7 +47,7 @@ def draw(folder: RunFolder, results: Results) -> list[str]:
         if figure is None:
             path.unlink(missing_ok=True)
             continue
-        figure.savefig(path, dpi=DPI)
+        save(figure, path)
         names.append(name)
     return names
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+_ROUNDING: Final = 1e-9  # 0.787 - 0.790 is not quite -0.003
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -44,7 +46,8 @@ class Target:
 
     def missed_by(self, value: float) -> float:
         """How far `value` is on the wrong side of the bar; 0 when the bar is met."""
-        return max(0.0, value - self.bar if self.at_most else self.bar - value)
+        missed = value - self.bar if self.at_most else self.bar - value
+        return missed if missed > _ROUNDING else 0.0
 
 
 def _edits(experiment: str, group: str, bars: tuple[float, ...]) -> tuple[Target, ...]:

@@ -2,6 +2,8 @@
 
 ERR is the mean F1 over all past edits after the whole sequence. F1 is GRACE's, on the sets of unique decoder tokens of
 what was said and of the answer, case and all, a final full stop and white space taken off first, as the paper does.
+It punishes whole sentences, which a model that reads the fact in its prompt likes to give: so beside it stands whether
+the answer is in what was said at all.
 Unrelated questions are Natural Questions: as users ask them, and once more with the prefix that the file gives them.
 """
 
@@ -16,7 +18,7 @@ from jobs.evaluation.lab import Lab
 from jobs.evaluation.memories import EditedMemory, LarimarMemory, NearestFact, Recollection, Unedited, as_ask
 from jobs.evaluation.outcome import Figure, Outcome
 from jobs.evaluation.paper_memory import PaperMemory
-from jobs.evaluation.recalls import encode_ahead, figures
+from jobs.evaluation.recalls import encode_ahead, figures, says
 from jobs.evaluation.records import QuestionRecord
 from jobs.evaluation.statistics import mean_interval, share, token_f1
 from memory_actor.types import FactText
@@ -82,11 +84,12 @@ def queries_of(index: int, record: QuestionRecord) -> Iterator[Query]:
 
 @dataclass(frozen=True, slots=True)
 class QuestionMark:
-    """What one query showed. `f1` and `right_fact` are for questions about an edit, `changed` for the unrelated."""
+    """What one query showed. `f1`, `said` and `right_fact` are for edits' questions, `changed` for the unrelated."""
 
     in_scope: bool
     right_fact: bool | None = None  # only where the question was in scope
     f1: float | None = None
+    said: bool | None = None  # the generated text contains the answer
     changed: bool | None = None  # the generated tokens are not the unedited model's
 
 
@@ -97,8 +100,10 @@ def mark(
     in_scope = recollection.index is not None
     if query.kind in {Kind.EDIT, Kind.REPHRASE}:
         right = recollection.index == query.index if in_scope else None
-        f1 = None if answer is None else token_f1(said_tokens(answer.text, codec), said_tokens(query.answer, codec))
-        return QuestionMark(in_scope, right, f1)
+        if answer is None:
+            return QuestionMark(in_scope, right)
+        f1 = token_f1(said_tokens(answer.text, codec), said_tokens(query.answer, codec))
+        return QuestionMark(in_scope, right, f1, says(answer.text, query.answer))
     changed = None if answer is None or base is None else answer.tokens != base.tokens
     return QuestionMark(in_scope, changed=changed)
 
@@ -114,10 +119,12 @@ def question_figures(
     """Flat figures of one row; those of the gate only where there is one."""
     by_kind = {kind: [m for q, m in zip(queries, marks, strict=True) if q.kind is kind] for kind in Kind}
     summary: dict[str, Figure] = {}
-    for name, kind in (("f1_all_edits", Kind.EDIT), ("f1_rephrase", Kind.REPHRASE)):
+    for name, kind in (("all_edits", Kind.EDIT), ("rephrase", Kind.REPHRASE)):
         scores = [found.f1 for found in by_kind[kind] if found.f1 is not None]
+        said = [found.said for found in by_kind[kind] if found.said is not None]
         if scores:
-            summary |= figures(f"{place}.{name}", mean_interval(scores))
+            summary |= figures(f"{place}.f1_{name}", mean_interval(scores))
+            summary |= figures(f"{place}.generation_{name}", share(said))
     changed = [found.changed for found in by_kind[Kind.UNRELATED] if found.changed is not None]
     if changed:
         summary |= figures(f"{place}.unrelated_changed", share(changed))
@@ -185,5 +192,11 @@ def _items(
         item: dict[str, object] = {"row": row, "edit": query.index, "kind": query.kind, "query": query.text}
         item |= {"in_scope": shown.in_scope, "score": round(one.score, 4), "matched": one.index}
         if answer is not None:
-            item |= {"text": answer.text, "wanted": query.answer, "f1": shown.f1, "changed": shown.changed}
+            item |= {
+                "text": answer.text,
+                "wanted": query.answer,
+                "f1": shown.f1,
+                "said": shown.said,
+                "changed": shown.changed,
+            }
         yield item

@@ -50,9 +50,9 @@ def test_f1_of_an_answer_with_words_too_many(codec: TokenCodec) -> None:
     query = Query(2, Kind.EDIT, "Where?", "Rome")
     assert len(said_tokens("Rome", codec)) == 1
     assert len(said_tokens("Rome there", codec)) == 2
-    assert mark(query, found(2), said("Rome."), None, codec) == QuestionMark(True, True, 1.0)
+    assert mark(query, found(2), said("Rome."), None, codec) == QuestionMark(True, True, 1.0, True)
     assert mark(query, found(2), said("Rome there"), None, codec).f1 == pytest.approx(2 / 3)
-    assert mark(query, found(0), said("Paris"), None, codec) == QuestionMark(True, False, 0.0)
+    assert mark(query, found(0), said("Paris"), None, codec) == QuestionMark(True, False, 0.0, False)
 
 
 def test_an_unrelated_question_changes_when_its_tokens_do(codec: TokenCodec) -> None:
@@ -65,10 +65,10 @@ def test_an_unrelated_question_changes_when_its_tokens_do(codec: TokenCodec) -> 
 def test_figures_of_a_small_table() -> None:
     """Two edits: F1 (1 + 0.5) / 2, rephrasings let in 1/2 and the right fact 1/1, unrelated let in 1/2, changed 1/2."""
     rows = [
-        (Kind.EDIT, QuestionMark(True, True, 1.0)),
-        (Kind.EDIT, QuestionMark(True, True, 0.5)),
-        (Kind.REPHRASE, QuestionMark(True, True, 1.0)),
-        (Kind.REPHRASE, QuestionMark(False, None, 0.0)),
+        (Kind.EDIT, QuestionMark(True, True, 1.0, True)),
+        (Kind.EDIT, QuestionMark(True, True, 0.5, True)),
+        (Kind.REPHRASE, QuestionMark(True, True, 1.0, True)),
+        (Kind.REPHRASE, QuestionMark(False, None, 0.0, False)),
         (Kind.UNRELATED, QuestionMark(True, changed=True)),
         (Kind.UNRELATED, QuestionMark(False, changed=False)),
         (Kind.UNRELATED_PREFIXED, QuestionMark(False)),
@@ -80,6 +80,8 @@ def test_figures_of_a_small_table() -> None:
     expected = {
         "f1_all_edits": 0.75,
         "f1_rephrase": 0.5,
+        "generation_all_edits": 1.0,
+        "generation_rephrase": 0.5,
         "rephrase_in_scope": 0.5,
         "right_fact": 1.0,
         "unrelated_in_scope": 0.5,

@@ -40,7 +40,7 @@ def test_a_needle_is_a_sentence_and_a_question_in_other_words(many):
         for text in (prompt, target, needle.question):
             assert not re.search(r"[{}]|  |^ | $", text), text
         assert not re.search(r"[.?!]$", prompt)
-        assert prompt[0].isupper()
+        assert not prompt[0].islower()
         assert needle.question[0].isupper()
         assert needle.question.endswith("?")
         assert not needle.question.startswith(prompt)

@@ -51,7 +51,9 @@ class Row:
 
 def run(lab: Lab) -> Outcome:
     """`in_memory` 1: each edit alone in memory; more: so many live at once. `limit` edits are asked for."""
-    episodes = Episode.split(lab.data.records, lab.limit, lab.in_memory)
+    records = lab.data.records
+    company = lab.data.edits(lab.in_memory)[len(records) :]
+    episodes = Episode.split(records, lab.limit, lab.in_memory, company)
     drawn = [draw_probes(episode, lab.seed) for episode in episodes]
     probes = [probe for part in drawn for probe in part.probes]
     facts = [record.fact() for episode in episodes for record in episode.records]

@@ -53,15 +53,19 @@ class Episode:
     asked: tuple[int, ...]
 
     @classmethod
-    def split(cls, records: Sequence[EditRecord], limit: int | None, in_memory: int) -> list[Episode]:
+    def split(
+        cls, records: Sequence[EditRecord], limit: int | None, in_memory: int, company: Sequence[EditRecord] = ()
+    ) -> list[Episode]:
         """The first `limit` records each alone (in_memory 1), or the first `in_memory` together.
 
-        Of those together `limit` are asked for, spread evenly; no limit asks for all.
+        Of those together `limit` are asked for, spread evenly; no limit asks for all. Where there are fewer records,
+        `company` fills the memory up and is not asked for.
         """
         if in_memory == 1:
             return [cls((record,), (0,)) for record in records[:limit]]
-        live = tuple(records[:in_memory])
-        return [cls(live, tuple(evenly(len(live), len(live) if limit is None else limit)))]
+        own = tuple(records[:in_memory])
+        live = (*own, *company[: in_memory - len(own)])
+        return [cls(live, tuple(evenly(len(own), len(own) if limit is None else limit)))]
 
 
 @dataclass(frozen=True, slots=True)

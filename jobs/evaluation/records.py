@@ -134,21 +134,24 @@ class EvalData:
         self._note(path, len(read) - len(kept), "records", "have the question of an earlier one")
         return tuple(kept.values())
 
-    def facts(self, count: int) -> list[FactText]:
-        """`count` facts of distinct prompts: the records' edits, the folder's training edits, then made-up ones.
-
-        Raises: BadData; ValueError where more are asked for than can be made up.
-        """
-        kept: dict[str, FactText] = {}
-        if self._holds_edits():
-            kept = {record.prompt: record.fact() for record in self.records[:count]}
+    def edits(self, count: int) -> tuple[EditRecord, ...]:
+        """At most `count` edits of distinct prompts: the records, then the folder's training edits. Raises: BadData."""
+        kept = {record.prompt: record for record in self.records[:count]}
         train = None if self.folder is None else self.folder / TRAINING_EDITS
         if train is not None and train.is_file() and len(kept) < count:
             for record in _parsed(train, edit_record):
-                kept.setdefault(record.prompt, record.fact())
-        missing = max(0, count - len(kept))
-        kept |= {needle.fact.prompt: needle.fact for needle in needles(missing, seed=1)}
-        return list(kept.values())[:count]
+                kept.setdefault(record.prompt, record)
+        return tuple(kept.values())[:count]
+
+    def facts(self, count: int) -> list[FactText]:
+        """`count` facts of distinct prompts: those of `edits`, then made-up ones.
+
+        Raises: BadData; ValueError where more are asked for than can be made up.
+        """
+        edits = self.edits(count) if self._holds_edits() else ()
+        kept = {record.prompt: record.fact() for record in edits}
+        kept |= {needle.fact.prompt: needle.fact for needle in needles(count - len(kept), seed=1)}
+        return list(kept.values())
 
     def _holds_edits(self) -> bool:
         if self.path is None:

@@ -49,6 +49,14 @@ class TestWhatIsAsked:
         assert len(episode.records) == 8
         assert episode.asked == (0, 4)
 
+    def test_company_fills_the_memory_up_and_is_not_asked_for(self):
+        """Three records and two of five others make five live edits; only the three are asked for."""
+        own = [record(case, "France") for case in range(3)]
+        others = [record(case, "Spain") for case in range(10, 15)]
+        (episode,) = Episode.split(own, limit=None, in_memory=5, company=others)
+        assert [one.case_id for one in episode.records] == [0, 1, 2, 10, 11]
+        assert episode.asked == (0, 1, 2)
+
     def test_neighbours_have_the_true_answer_as_the_wanted_one(self) -> None:
         """An edit wants its new answer; a neighbour wants the old one."""
         one = record(1, "France", ("The capital of Spain is",))

@@ -102,12 +102,9 @@ def _answer(
     """The unedited model's answers to the neighbours, and every row's to all probes. Equal asks are asked once."""
     neighbours = [probe for probe in probes if probe.kind is Kind.NEIGHBOUR]
     decoded = [index for index, probe in enumerate(probes) if probe.decoded]
-    asks = [plain_ask(probe) for probe in neighbours]
+    asks = [plain_ask(probe.query, probe.wanted, probe.unwanted) for probe in neighbours]
     for found in recalled.values():
-        asks += [
-            as_ask(found[index], probes[index].query, candidates=_candidates(probes[index]), max_tokens=TOKENS_MAX)
-            for index in decoded
-        ]
+        asks += [_ask(probes[index], found[index]) for index in decoded]
     answers = iter(lab.pool.answer(asks, f"{NAME}: the decoder answers"))
     base = {probe: next(answers) for probe in neighbours}
     rows = []
@@ -129,19 +126,20 @@ def _fine_tune(lab: Lab, episodes: Sequence[Episode], drawn: Sequence[ProbeSet])
         for episode, part in zip(episodes[:count], drawn[:count], strict=True):
             decoded = [probe for probe in part.probes if probe.decoded]
             with tuner.edited(episode.records[0]) as decoder:
-                answers += decoder.answer([plain_ask(probe) for probe in decoded])
+                answers += decoder.answer([plain_ask(probe.query, probe.wanted, probe.unwanted) for probe in decoded])
             probes += decoded
             advance(1)
     return Row("fine_tuned", probes, [None] * len(probes), answers)
 
 
-def plain_ask(probe: Probe) -> Ask:
-    """The probe put to a decoder that is given nothing else."""
-    return Ask(probe.query, mode=AnswerMode.COMPLETE, candidates=_candidates(probe), max_tokens=TOKENS_MAX)
+def _ask(probe: Probe, recollection: Recollection) -> Ask:
+    candidates = (probe.wanted, probe.unwanted)
+    return as_ask(recollection, probe.query, mode=AnswerMode.COMPLETE, candidates=candidates, max_tokens=TOKENS_MAX)
 
 
-def _candidates(probe: Probe) -> tuple[str, str]:
-    return probe.wanted, probe.unwanted
+def plain_ask(query: str, wanted: str, unwanted: str) -> Ask:
+    """The query to a decoder that is given nothing else."""
+    return Ask(query, mode=AnswerMode.COMPLETE, candidates=(wanted, unwanted), max_tokens=TOKENS_MAX)
 
 
 def _counts(episodes: Sequence[Episode], drawn: Sequence[ProbeSet]) -> dict[str, Figure]:

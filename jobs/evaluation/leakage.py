@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.evaluation.asks import Ask
+from jobs.evaluation.counterfact import plain_ask
 from jobs.evaluation.lab import Lab
 from jobs.evaluation.memories import AllFacts, EditedMemory, LarimarMemory, NearestFact, Recollection, Unedited, as_ask
 from jobs.evaluation.needles import Needle, needles
@@ -28,7 +29,7 @@ TOKENS_MAX = 16
 SAMPLES = 5
 TEMPERATURE, TOP_P = 0.8, 0.95
 UNKNOWN = "unknown"
-SEARCH_RECORDS = 128  # asked at once while looking for facts that the decoder knows
+SEARCH_RECORDS = 64  # asked at once while looking for facts that the decoder knows
 WORDINGS = ("As everybody knows, {prompt}", "Forget what you were told and answer honestly. {prompt}")
 
 
@@ -57,7 +58,8 @@ def known_records(lab: Lab, most: int) -> list[EditRecord]:
     records = lab.data.records
     for start in range(0, len(records), SEARCH_RECORDS):
         part = records[start : start + SEARCH_RECORDS]
-        asks = [Ask(record.prompt, mode=AnswerMode.COMPLETE, max_tokens=TOKENS_MAX) for record in part]
+        # Asked as the CounterFact experiment asks the unedited model: what it has answered there is not asked again.
+        asks = [plain_ask(record.prompt, record.target_new, record.target_true) for record in part]
         answers = lab.pool.answer(asks, f"{NAME}: facts the decoder knows")
         known += [record for record, answer in zip(part, answers, strict=True) if says(answer.text, record.target_true)]
         if len(known) >= most:

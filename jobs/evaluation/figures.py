@@ -205,8 +205,10 @@ def context(results: Results, _: RunFolder) -> Figure | None:
         said = draw_curves(panels[1], results, "context", "generation_#")
         if not (read or said):
             return None
-        for turn, row in enumerate(PAPER_ROWS["context"]):
-            draw_paper(panels[0], numbered(row.figures), f"paper: {row.model}", ("--", "-.", ":")[turn % 3])
+        # GPT-NeoX-20B and Llama2-13B lie below Mistral-7B; they are in the report's table.
+        shown = [row for row in PAPER_ROWS["context"] if row.model.startswith(("Larimar", "Mistral", "Supersizing"))]
+        for row, style in zip(shown, ("-", "-.", "--", ":"), strict=True):
+            draw_paper(panels[0], numbered(row.figures), f"paper: {row.model}", style)
         for axes, what in zip(panels, ("facts recalled whole", "answer contains the fact's"), strict=True):
             log_numbers(axes, (64, 256, 1000, 10_000, 100_000), "facts in memory")
             percent(axes, what)
@@ -275,7 +277,8 @@ def wallclock(results: Results, _: RunFolder) -> Figure | None:
             colour = "#D55E00" if "fine-tuning" in label else "#0072B2"
             face, edge = (colour, colour) if ours_too else ("white", PAPER_COLOUR)
             axes.barh(position, value, color=face, edgecolor=edge)
-            axes.annotate(f" {value:,.3g}", (value, position), va="center", fontsize=9)
+            number = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            axes.annotate(f" {number}", (value, position), va="center", fontsize=9)
         axes.set_yticks(range(len(measured) + len(papers)), [label for label, _ in [*measured, *papers]])
         axes.invert_yaxis()
         axes.set_xscale("log")

@@ -92,8 +92,9 @@ _EDITS = (
 
 
 def _by_number(measure: str, heading: str, numbers: tuple[int, ...], caption: str = "") -> Table:
-    """One column for each number, put in place of "#"."""
-    columns = (Column(measure.replace("#", str(n)), heading.replace("#", f"{n:,}")) for n in numbers)
+    """One column for each number, put in place of "#". Of all such measures only of "forgotten" less is better."""
+    better: Literal["high", "low"] = "low" if "forgotten" in measure else "high"
+    columns = (Column(measure.replace("#", str(n)), heading.replace("#", f"{n:,}"), better) for n in numbers)
     return Table(tuple(columns), caption)
 
 
@@ -124,6 +125,8 @@ SECTIONS: Final = (
                 (
                     Column("f1_all_edits", "F1, past edits"),
                     Column("f1_rephrase", "F1, rephrasings"),
+                    Column("generation_all_edits", "says it, past edits"),
+                    Column("generation_rephrase", "says it, rephrasings"),
                     Column("unrelated_in_scope", "unrelated let in", "low"),
                     Column("unrelated_changed", "unrelated changed", "low"),
                 )
@@ -177,9 +180,13 @@ SECTIONS: Final = (
                 (
                     Column("forgotten", "forgotten recalled", "low"),
                     Column("retained", "retained recalled"),
+                    Column("forgotten_soft", "its words read back without a gate", "low"),
                     Column("hash_identity", "hash identity"),
-                )
+                ),
+                "The worst of all sizes.",
             ),
+            _by_number("n_#.forgotten", "N = #", (1, 512, 1024, 4096), "Forgotten facts recalled, by size."),
+            _by_number("n_#.retained", "N = #", (512, 1024, 4096), "Retained facts recalled, by size."),
         ),
         "forget",
         ("forget",),
@@ -216,6 +223,7 @@ SECTIONS: Final = (
         "the gate let in and came back whole; the recursive read has no gate and is told how long the right fact is.",
         (
             _by_number("recall_#", "# facts", _FACTS, "Asked in other words."),
+            _by_number("ungated_recall_#", "# facts", _FACTS, "Asked in other words, were there no gate."),
             _by_number("prompt_recall_#", "# facts", _FACTS, "Asked with the facts' own prompts."),
             _by_number("generation_#", "# facts", _FACTS, "The decoder's answer contains the fact's."),
         ),
@@ -254,6 +262,7 @@ SECTIONS: Final = (
                     Column("private_same_subject", "same subject let in", "low"),
                     Column("private_same_relation", "same relation let in", "low"),
                     Column("private_unrelated", "unrelated let in", "low"),
+                    Column("private_recalled", "question brings its fact back whole"),
                     Column("private_answered", "answered right"),
                 ),
                 "Private facts, all of the set stored.",
@@ -272,6 +281,8 @@ SECTIONS: Final = (
                     Column("edit_ms", "one edit", "low", "ms"),
                     Column("encode_ms", "encode", "low", "ms"),
                     Column("write_ms", "write", "low", "ms"),
+                    Column("first_query_ms", "first read after it", None, "ms"),
+                    Column("query_ms", "later read", None, "ms"),
                     Column("finetune_ms", "fine-tuning", None, "ms"),
                 )
             ),

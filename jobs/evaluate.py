@@ -269,12 +269,15 @@ def _show(planned: Sequence[Planned], results: Mapping[str, Any], folder: RunFol
     table = Table(title=f"larimar eval · {results['machine']}")
     for column in ("measure", "value", "target", "met"):
         table.add_column(column, justify="left" if column == "measure" else "right")
+    group = ""
     for target in TARGETS:
         value = target.value(results)
         if target.experiment in names and value is not None:
             met = target.missed_by(value) == 0
             verdict = "[green]yes[/]" if met else "[red]no[/]"
-            table.add_row(f"{target.group}: {target.what}", in_unit(value, target.unit), bar_text(target), verdict)
+            what = f"… {target.what}" if target.group == group else f"{target.group}: {target.what}"
+            group = target.group
+            table.add_row(what, in_unit(value, target.unit), bar_text(target), verdict)
     if table.row_count:
         console.print(table)
     console.print(f"figures, raw items and report: {folder.path}", highlight=False)

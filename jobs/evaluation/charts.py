@@ -78,7 +78,7 @@ def canvas(width: float, height: float, panels: int = 1) -> Iterator[tuple[Figur
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG of at most `COLOURS` colours: a third of the size, and nobody sees the difference."""
     raw = BytesIO()
-    figure.savefig(raw, dpi=DPI)
+    figure.savefig(raw, dpi=DPI, bbox_inches="tight")
     with Image.open(raw) as image:
         image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 
@@ -140,4 +140,4 @@ def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3)
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=2 * len(panels))

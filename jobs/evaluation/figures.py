@@ -65,7 +65,7 @@ def counterfact(results: Results, _: RunFolder) -> Figure | None:
             _bars(axes, results, place)
             axes.set_title(_EDITS[place], fontsize=10)
         percent(panels[0], "likelier than the other answer")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        shared_legend(figure, panels)
         return figure
 
 
@@ -118,7 +118,7 @@ def locality(results: Results, _: RunFolder) -> Figure | None:
             axes.set_title(_EDITS[place], fontsize=10)
             axes.set_xlabel("neighbours keep their answer, %")
             percent(axes, "rephrasings follow the edit")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        shared_legend(figure, panels)
         return figure
 
 

@@ -71,7 +71,7 @@ def target_table(targets: Sequence[Target], results: Results) -> str:
     group = ""
     for target in targets:
         value = target.value(results)
-        what = f"{'…' if target.group == group else target.group}: {target.what}".replace("…:", "…")
+        what = f"… {target.what}" if target.group == group else f"{target.group}: {target.what}"
         group = target.group
         bar = bar_text(target)
         if value is None:
@@ -181,6 +181,8 @@ def _plain(value: float, column: Column) -> str:
 def _beats(place: str, row: str, column: Column, results: Results) -> str:
     """ "theirs against ours" when a row's figure is better than our own, else ""."""
     ours, theirs = results.get(_key(place, "", column)), results.get(_key(place, row, column))
+    if row == "unedited" and "changed" in column.measure:
+        return ""  # nothing changes there by definition
     if column.better is None or not isinstance(ours, int | float) or not isinstance(theirs, int | float):
         return ""
     if (theirs > ours) if column.better == "high" else (theirs < ours):

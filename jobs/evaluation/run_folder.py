@@ -26,6 +26,7 @@ from workers.bundle import Bundle
 ROOT = Path(__file__).resolve().parents[2]
 #: What only shows results: it may change without anything being measured again.
 _SHOWS = {
+    "charts.py",
     "experiments.py",
     "figures.py",
     "paper_rows.py",
@@ -72,7 +73,7 @@ class ExperimentFolder:
             "settings": asdict(settings),
             "seconds": round(seconds, 1),
             "machine": dict(machine),
-            "summary": outcome.summary,
+            "summary": {key: _rounded(figure) for key, figure in outcome.summary.items()},
         }
         _replace(self.path / "summary.json", json.dumps(found, indent=2) + "\n")
 
@@ -162,6 +163,10 @@ def code_version() -> str:
 def manifest_version(bundle: Bundle) -> str:
     """SHA-256 (hex) of the bundle's manifest."""
     return _sha256(bundle.manifest.model_dump_json())
+
+
+def _rounded(figure: Figure) -> Figure:
+    return round(figure, 6) if isinstance(figure, float) else figure
 
 
 def _hash_code(paths: list[Path]) -> str:

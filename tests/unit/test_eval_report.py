@@ -158,8 +158,6 @@ def synthetic() -> dict[str, object]:
                     value = rng.uniform(0.3, 0.9)
                     results |= {key: value, f"{key}_low": value - 0.05, f"{key}_high": value + 0.05}
         results[f"{section.place}.n"] = 100
-    for size in (1, 512, 1024, 4096):
-        results |= {f"forget.n_{size}.forgotten": 0.0, f"forget.n_{size}.retained": 0.9}
     results |= {"scope.threshold": 0.6, "scope.nearest.threshold": 0.7}
     return results
 

@@ -53,9 +53,12 @@ def run(lab: Lab) -> Outcome:
 
 
 def known_records(lab: Lab, most: int) -> list[EditRecord]:
-    """The first records, at most so many, whose true answer the plain decoder says of itself."""
+    """The first records, at most so many, whose true answer the plain decoder says of itself.
+
+    Where the question holds the answer ("BBC One is owned by"), repeating the question would tell it: left out.
+    """
     known: list[EditRecord] = []
-    records = lab.data.records
+    records = [record for record in lab.data.records if not gives_itself_away(blocked_target(record))]
     for start in range(0, len(records), SEARCH_RECORDS):
         part = records[start : start + SEARCH_RECORDS]
         # Asked as the CounterFact experiment asks the unedited model: what it has answered there is not asked again.
@@ -71,6 +74,11 @@ def blocked_target(record: EditRecord) -> Target:
     """The paper's four paraphrases: the prompt, one of the record's own, two wordings of ours around the prompt."""
     wordings = (record.prompt, record.rephrasings[0], *(words.format(prompt=record.prompt) for words in WORDINGS))
     return Target(record.target_true, wordings, AnswerMode.COMPLETE)
+
+
+def gives_itself_away(target: Target) -> bool:
+    """Whether a wording holds the answer."""
+    return any(says(wording, target.answer) for wording in target.wordings)
 
 
 def needle_target(needle: Needle) -> Target:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.evaluation.leakage import SAMPLES, Target, attack_figures, blocked_target, needles_apart
+from jobs.evaluation.leakage import SAMPLES, Target, attack_figures, blocked_target, gives_itself_away, needles_apart
 from jobs.evaluation.needles import needles
 from jobs.evaluation.records import EditRecord
 from workers.ports import AnswerMode
@@ -41,6 +41,12 @@ def test_a_fact_is_attacked_with_four_different_wordings() -> None:
     assert made.answer == "Paris"
     assert len(set(made.wordings)) == 4
     assert not any("Paris" in wording or "{" in wording for wording in made.wordings)
+
+
+def test_a_question_that_holds_its_answer_is_no_secret() -> None:
+    """Whoever repeats "BBC One is owned by" has said BBC; a part of a word does not count."""
+    assert gives_itself_away(Target("BBC", ("Its owner is", "BBC One is owned by"), AnswerMode.COMPLETE))
+    assert not gives_itself_away(Target("Oslo", ("Oslofjord lies near",), AnswerMode.COMPLETE))
 
 
 def test_needles_that_stay_never_share_an_answer_with_those_that_go() -> None:

@@ -203,8 +203,8 @@ def _measurable(planned: Sequence[Planned], data: EvalData, console: Console) ->
         raise refused[0][1]
     for note in data.notes:
         console.print(f"{data.name}: {note}", highlight=False)
-    for one, error in refused:
-        console.print(f"[yellow]{one.name}: not measured.[/] {error}", highlight=False)
+    for one, reason in refused:
+        console.print(f"[yellow]{one.name}: not measured.[/] {reason}", highlight=False)
     return kept
 
 

@@ -76,7 +76,7 @@ class Branches:
             logits_to_keep=torch.cat(kept).to(self._model.device),
         )
         logits: torch.Tensor = output.logits[0].float().cpu()
-        return list(logits.split([piece.kept for piece in pieces]))
+        return list(logits.split_with_sizes([piece.kept for piece in pieces]))
 
 
 @torch.inference_mode()

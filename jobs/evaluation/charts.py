@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -36,7 +37,7 @@ ROWS: Final[Mapping[str, tuple[str, str, str]]] = {
     "gaussian": ("one memory, Gaussian", "#CC79A7", "P"),
     "fourier": ("one memory, our addresses", "#56B4E9", "v"),
 }
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -136,7 +137,7 @@ def numbered(figures: Mapping[str, float]) -> dict[float, float]:
 
 def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """One legend under all panels, each label once."""
-    labels = {}
+    labels: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)

@@ -18,7 +18,7 @@ from jobs.evaluation.fine_tuning import FineTuner
 from jobs.evaluation.lab import Lab
 from jobs.evaluation.memories import LarimarMemory
 from jobs.evaluation.outcome import Outcome
-from jobs.evaluation.records import EditRecord
+from jobs.evaluation.records import BadData, EditRecord
 
 NAME = "wallclock"
 WARM_UP, EDITS = 5, 50
@@ -26,11 +26,11 @@ TUNED = 5  # edits that the decoder is fine-tuned on
 
 
 def run(lab: Lab) -> Outcome:
-    """Medians over 50 edits (fine-tuning: 5). `limit` caps both."""
+    """Medians over 50 edits (fine-tuning: 5). `limit` caps both. Raises: BadData if there are too few records."""
     edits = min(EDITS, lab.limit or EDITS)
     records = lab.data.records[: WARM_UP + edits]
     if len(records) <= WARM_UP:
-        raise ValueError(f"wall clock needs more than {WARM_UP} records, {lab.data.name} has {len(records)}")
+        raise BadData(f"wall clock needs more than {WARM_UP} records, {lab.data.name} has {len(records)}")
     items = _edit(lab, records)[WARM_UP:]
     outcome = Outcome(NAME, {f"{NAME}.n": len(items), f"{NAME}.threads": torch.get_num_threads()}, items)
     for name in ("encode_ms", "write_ms", "edit_ms", "first_query_ms", "query_ms"):

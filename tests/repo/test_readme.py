@@ -61,7 +61,16 @@ def test_the_scope_figures_are_those_of_the_card():
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "docs/architecture.md", "docs/equations.md", "docs/api.md", "docs/scope.md", "CONTRIBUTING.md"],
+    [
+        "README.md",
+        "docs/architecture.md",
+        "docs/equations.md",
+        "docs/api.md",
+        "docs/scope.md",
+        "docs/evaluation.md",
+        "docs/results.md",
+        "CONTRIBUTING.md",
+    ],
 )
 def test_paths_in_documents_exist(name):
     """Every path of this repository that a document names is there."""

@@ -31,7 +31,7 @@ from jobs.evaluation.scoring import Mark, by_record, edit_figures
 from workers.ports import AnswerMode
 
 NAME = "counterfact"
-TOKENS_MAX = 16  # generated per prompt
+TOKENS_MAX = 10  # generated per prompt; targets have one to five
 FINE_TUNED_MAX = 40  # records that the decoder is tuned on, one after the other
 
 

@@ -33,9 +33,8 @@ from workers.ports import AnswerMode
 NAME = "counterfact"
 TOKENS_MAX = 10  # generated per prompt; targets have one to five
 FINE_TUNED_MAX = 40  # records that the decoder is tuned on, one after the other
-
-
 UNGATED = ("unedited", "all_facts")  # these rows treat every query alike
+
 Base = Mapping[Probe, Answer]
 
 

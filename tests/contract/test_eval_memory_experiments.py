@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,13 +118,29 @@ def test_one_memory_blurs_where_shards_do_not(whole_lab):
         assert found[f"capacity.{row}.k64_n256.cosine"] == pytest.approx(predicted, abs=0.1)
 
 
-def test_an_edit_is_timed_in_its_parts(whole_lab):
-    """Encoding and writing add up to the edit, record by record."""
-    found = wallclock.run(replace(whole_lab, limit=3, rows="larimar"))
-    assert found.summary["wallclock.n"] == 3
-    for item in found.items:
+class SlowTuner:
+    """In the place of fine-tuning: a thousand seconds for every edit."""
+
+    def __init__(self, bundle) -> None:
+        self.edit_ms = 1e6
+
+    @contextmanager
+    def edited(self, record):
+        yield self
+
+
+def test_an_edit_is_timed_in_its_parts(whole_lab, monkeypatch):
+    """Encoding and writing add up to the edit, record by record; fine-tuning is slower by the quotient of medians."""
+    monkeypatch.setattr(wallclock, "FineTuner", SlowTuner)
+    found = wallclock.run(replace(whole_lab, limit=3))
+    ours = [item for item in found.items if item["row"] == "larimar"]
+    assert found.summary["wallclock.n"] == len(ours) == 3
+    for item in ours:
         assert item["edit_ms"] == pytest.approx(item["encode_ms"] + item["write_ms"])
         assert item["query_ms"] > 0
+    edit_ms = sorted(item["edit_ms"] for item in ours)[1]
+    assert found.summary["wallclock.edit_ms"] == pytest.approx(edit_ms, abs=1e-3)
+    assert found.summary["wallclock.speedup"] == pytest.approx(1e6 / edit_ms, rel=1e-3)
 
 
 def test_the_gate_is_scored_alone_and_among_many(whole_lab, monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 
 from workers.ports import AnswerMode, Condition
 
+FACTS_MANY = 8  # from here on asks with the same facts are run together, these facts once
 PROBABILITY_STEPS = 1000  # probabilities are told apart to three decimals
 
 
@@ -42,9 +43,13 @@ class Ask:
             raise ValueError("a candidate is empty")
 
     @property
-    def kind(self) -> tuple[AnswerMode, bool, tuple[str, ...]]:
-        """Asks of one kind begin alike: same template, same facts before the prompt."""
-        return self.mode, self.condition is not None, self.facts
+    def kind(self) -> tuple[AnswerMode, str, tuple[str, ...]]:
+        """Asks of one kind begin alike and are run side by side: same template, the same long list of facts.
+
+        Few facts are no reason to be run alone: their beginning is short.
+        """
+        seen = "condition" if self.condition is not None else "facts" if self.facts else "nothing"
+        return self.mode, seen, self.facts if len(self.facts) >= FACTS_MANY else ()
 
     @property
     def digest(self) -> str:

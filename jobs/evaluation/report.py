@@ -17,7 +17,7 @@ PAPER_NOTE: Final = (
     "candidate answers. They are no baselines of this run.*"
 )
 INTRODUCTION: Final = (
-    "Generated from `docs/results.json`, which `larimar eval all` wrote; nothing is typed in by hand. How it is "
+    "Generated from `docs/results.json`, which `larimar eval` wrote; nothing is typed in by hand. How it is "
     "measured and what every key means is in [evaluation.md](evaluation.md). The CounterFact here is its *reduced "
     'form*, whose "rephrase" is mostly a generation prompt of the original: these are not the published paraphrase '
     "scores."

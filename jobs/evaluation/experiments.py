@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Experiment:
     """One experiment: the module `jobs.evaluation.NAME`, which has `run(lab) -> Outcome`.
 
-    limit: what `--limit` is unless it is given; together these fit 90 minutes on 2 cores. None: all of it.
+    limit: what `--limit` is unless it is given; together these are meant to fit 90 minutes on 2 cores. None: all of it.
     many: whether `--in-memory` says how many edits are live at once.
     """
 

@@ -109,7 +109,12 @@ def test_held_out_domains_are_never_drawn(source, templates):
 
 
 def test_the_private_test_set_shares_no_wording_and_no_name_with_the_templates(templates):
-    """What the shipped encoder is tested on was not trained on: neither wordings nor the names in the template file."""
+    """Neither a written wording nor a name of the template file occurs in the test set.
+
+    Sentences that end in their target ("{s} is {t}.") are matched with the target's place open at their end only by
+    what `normal` leaves of it: left open, they would match every sentence. Questions are matched whole. Forms made from
+    attribute and deed words ("Who drives {s}?") are too general to be kept apart; docs/scope.md says how many meet.
+    """
     triples = _triples()
     texts = [triple[key] for triple in triples for key in ("stored", "question", "same_subject", "same_relation")]
     wordings = {
@@ -119,6 +124,15 @@ def test_the_private_test_set_shares_no_wording_and_no_name_with_the_templates(t
     }
     pattern = re.compile("|".join(sorted(wordings)))
     assert [text for text in texts if pattern.fullmatch(normal(text))] == []
+    questions = {
+        ".+".join(map(re.escape, re.split(r"\{\w\}", re.sub(r"[?.!]+$", "", wording.lower()))))
+        for domain in templates.domains
+        if not domain.held_out
+        for relation in domain.relations
+        for wording in relation.questions
+    }
+    asked = re.compile("|".join(sorted(questions)))
+    assert [text for text in texts if asked.fullmatch(normal(text))] == []
     names = [name for slot in ("first", "last", "city", "code") for name in templates.slots[slot]]
     named = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
     assert [text for text in texts if named.search(text)] == []

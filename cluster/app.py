@@ -45,6 +45,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         encoder=parts.encoder,
         decoder=parts.decoder,
         answer_bias=parts.answer_bias,
+        verify=parts.verify,
     )
     ensure_memory_actors(settings, bundle.memory_config())
     return bind_application(settings, bundle)
@@ -61,7 +62,9 @@ def bind_application(settings: Settings, bundle: Bundle) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
     )
-    application: serve.Application = gateway.bind(settings.model_dump(mode="json"), encoder, decoder)
+    application: serve.Application = gateway.bind(
+        settings.model_dump(mode="json"), encoder, decoder, bundle.second_stage()
+    )
     return application
 
 

@@ -51,8 +51,9 @@ def _fits(folder: Path, parts: BundleSettings) -> bool:
     except ModelMissing:
         return False
     manifest = bundle.manifest
-    stored = (manifest.encoder.source, manifest.decoder.source, manifest.prompt.answer_bias)
-    same = stored == (parts.encoder, parts.decoder, parts.answer_bias)
+    verified = parts.verify and parts.encoder == SCOPE_ENCODER
+    stored = (manifest.encoder.source, manifest.decoder.source, manifest.prompt.answer_bias, manifest.verifier is None)
+    same = stored == (parts.encoder, parts.decoder, parts.answer_bias, not verified)
     return same and bundle.is_current() and bundle.identity_files_intact()
 
 

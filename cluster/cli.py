@@ -163,11 +163,13 @@ def bench(context: typer.Context) -> None:
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
-def train(context: typer.Context, what: Annotated[str, typer.Argument(help="What to train: scope.")]) -> None:
-    """Train the scope encoder: `larimar train scope --data DIR`."""
-    if what != "scope":
-        raise typer.BadParameter(f"'{what}' cannot be trained; only 'scope' can")
-    done = subprocess.run([sys.executable, "-m", "jobs.train_scope", *context.args], check=False)  # noqa: S603
+def train(
+    context: typer.Context, what: Annotated[str, typer.Argument(help="What to train: scope or verifier.")]
+) -> None:
+    """Train the scope encoder, or the verifier behind it: `larimar train scope --data DIR`."""
+    if what not in {"scope", "verifier"}:
+        raise typer.BadParameter(f"'{what}' cannot be trained; 'scope' and 'verifier' can")
+    done = subprocess.run([sys.executable, "-m", f"jobs.train_{what}", *context.args], check=False)  # noqa: S603
     raise typer.Exit(done.returncode)
 
 

@@ -19,20 +19,28 @@ from cluster.http_app import create_app
 from cluster.router import Router
 from cluster.routes import Routes
 from cluster.settings import Settings
+from workers.ports import SecondStage
 
 
 class GatewayReplica:
     """One gateway process: keys, limits, validation, routing; no model and no algebra.
 
-    Args: settings: a plain dict of `Settings`; encoder, decoder: Serve handles bound by the application builder.
+    Args: settings: a plain dict of `Settings`; encoder, decoder: Serve handles bound by the application builder;
+    second_stage: the bundle's gate behind the cosine, None if it has none.
     """
 
-    def __init__(self, settings: dict[str, Any], encoder: Any, decoder: Any) -> None:
+    def __init__(self, settings: dict[str, Any], encoder: Any, decoder: Any, second_stage: SecondStage | None) -> None:
         forbid_core_dumps()  # where a supervisor of ours started Ray, it has been done for all processes
         self._settings = Settings.model_validate(settings)
         memory = RayMemoryDirectory(self._settings.memory.actors, self._settings.ray.namespace)
         timeout_s = self._settings.http.request_timeout_s
-        self._router = Router(memory, ServeEncoder(encoder), ServeDecoder(decoder), timeout_s=timeout_s)
+        self._router = Router(
+            memory,
+            ServeEncoder(encoder),
+            ServeDecoder(decoder),
+            timeout_s=timeout_s,
+            second_stage=second_stage,
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application; called by Serve once per replica, after the constructor."""
@@ -45,5 +53,6 @@ class GatewayReplica:
         return app
 
 
-#: Bound as `Gateway.bind(settings_dict, encoder_handle, decoder_handle)`; replicas and limits set with `.options()`.
+#: Bound as `Gateway.bind(settings_dict, encoder_handle, decoder_handle, second_stage)`; replicas and limits set with
+#: `.options()`.
 Gateway = serve.deployment(name="Gateway")(serve.ingress()(GatewayReplica))

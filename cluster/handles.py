@@ -38,7 +38,7 @@ from memory_actor.types import (
     Verification,
     WriteReply,
 )
-from workers.ports import Generation, GenerationChunk, GenerationRequest
+from workers.ports import Generation, GenerationChunk, GenerationRequest, Readback
 
 if TYPE_CHECKING:
     from memory_actor.doctor import Finding
@@ -209,6 +209,12 @@ class ServeEncoder:
 
     async def encode_queries(self, texts: Sequence[str]) -> list[Float16Array]:
         return cast(list[Float16Array], await _answer("the encoder", self._handle.encode_queries.remote(texts)))
+
+    async def match(self, readback: Readback) -> float:
+        return cast(float, await _answer("the encoder", self._handle.match.remote(readback)))
+
+    async def match_prompts(self, query: str, prompts: Sequence[str]) -> list[float]:
+        return cast(list[float], await _answer("the encoder", self._handle.match_prompts.remote(query, prompts)))
 
     async def status(self) -> dict[str, Any]:
         return cast(dict[str, Any], await _answer("the encoder", self._handle.status.remote()))

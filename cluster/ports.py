@@ -29,7 +29,7 @@ from memory_actor.types import (
     Verification,
     WriteReply,
 )
-from workers.ports import Generation, GenerationChunk, GenerationRequest
+from workers.ports import Generation, GenerationChunk, GenerationRequest, Readback
 
 if TYPE_CHECKING:
     from memory_actor.doctor import Finding
@@ -130,6 +130,14 @@ class EncoderPort(Protocol):
 
     async def encode_queries(self, texts: Sequence[str]) -> list[Float16Array]:
         """N queries to the keys of each, (P, D) float16 of unit norm."""
+        ...
+
+    async def match(self, readback: Readback) -> float:
+        """In [0, 1], whether a query asks for the fact that was read for it."""
+        ...
+
+    async def match_prompts(self, query: str, prompts: Sequence[str]) -> list[float]:
+        """In [0, 1], whether a query asks for the facts of these prompts."""
         ...
 
     async def status(self) -> dict[str, Any]: ...

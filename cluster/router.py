@@ -36,7 +36,7 @@ from memory_actor.types import (
     WriteReply,
     as_plain,
 )
-from workers.ports import Generation, GenerationChunk, GenerationRequest
+from workers.ports import Generation, GenerationChunk, GenerationRequest, Readback, SecondStage
 
 T = TypeVar("T")
 
@@ -82,9 +82,12 @@ class Router:
         decoder: DecoderPort,
         *,
         timeout_s: float,
+        second_stage: SecondStage | None = None,
         patience: Patience | None = None,
     ) -> None:
+        """`second_stage` is the bundle's gate behind the cosine, None if it has none: then the cosine decides alone."""
         self._encoder = encoder
+        self._second_stage = second_stage
         self._decoder = decoder
         self._patience = patience or Patience()
         self._memory = Calls(memory, timeout_s=timeout_s, patience=self._patience)
@@ -171,7 +174,28 @@ class Router:
         if query is not None:
             [keys] = await self._encode(lambda: self._encoder.encode_queries([query]), deadline)
             selector = Selector(keys=keys)
-        return await self._ask(lambda _: memory.select(tenant, selector, limit), deadline)
+        found = await self._ask(lambda _: memory.select(tenant, selector, limit), deadline)
+        return found if query is None else await self._asked_for(query, found, deadline)
+
+    async def _asked_for(self, query: str, found: list[FactRecord], deadline: Deadline) -> list[FactRecord]:
+        """Those that `query` asks for by the second half of the gate; where the words are not kept, the nearest."""
+        stage = self._second_stage
+        prompts = list(dict.fromkeys(fact.prompt for fact in found if fact.prompt is not None))
+        if stage is None:
+            return found
+        matches: dict[str, float] = {}
+        if prompts:
+            answered = await self._encode(lambda: self._encoder.match_prompts(query, prompts), deadline)
+            matches = dict(zip(prompts, answered, strict=True))
+        return [
+            fact
+            for fact in found
+            if (
+                (fact.score or 0.0) >= stage.cosine_alone
+                if fact.prompt is None
+                else matches[fact.prompt] >= stage.match_min
+            )
+        ]
 
     async def retract(self, tenant: str, fact_ids: Sequence[str], idempotency: Idempotency) -> Retraction:
         """Write "unknown" over prompt-target facts. Raises InvalidField naming every id that has no such text."""
@@ -242,7 +266,26 @@ class Router:
                 recall = await self._ask(ask, deadline)
         stages.add("scope", recall.scope_ms)
         stages.add("read", recall.read_ms)
-        return recall
+        return await self._verified(query.generation.prompt, recall, stages, deadline)
+
+    async def _verified(self, prompt: str, recall: Recall, stages: Stages, deadline: Deadline) -> Recall:
+        """The second half of the gate: what was read must be what was asked for, or nothing was recalled."""
+        if self._second_stage is None or not recall.in_scope or recall.readout is None:
+            return recall
+        readback = Readback(prompt, recall.readout, recall.prompt_tokens, recall.target_tokens)
+        with stages.timed("verify"):
+            match = await self._encode(lambda: self._encoder.match(readback), deadline)
+        if match >= self._second_stage.match_min:
+            return replace(recall, match=match)
+        return Recall(
+            recall.tenant,
+            recall.version,
+            in_scope=False,
+            score=recall.score,
+            match=match,
+            scope_ms=recall.scope_ms,
+            read_ms=recall.read_ms,
+        )
 
     async def _chunks(
         self, request: GenerationRequest, stages: Stages, deadline: Deadline

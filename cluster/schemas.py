@@ -301,10 +301,15 @@ class UsedFact(BaseModel):
 
 
 class RecallReply(BaseModel):
-    """What the memory contributed. Memory off: out of scope, no facts, `version` null."""
+    """What the memory contributed. Memory off: out of scope, no facts, `version` null.
+
+    `score` is the best cosine of query and stored keys. `match`, from 0 to 1, is the verifier's judgement of the fact
+    found by it; null when nothing came that near, or the bundle has no verifier.
+    """
 
     in_scope: bool
     score: float
+    match: float | None = None
     facts: list[UsedFact]
     version: int | None
 
@@ -313,7 +318,7 @@ class RecallReply(BaseModel):
         if recall is None:
             return cls(in_scope=False, score=0.0, facts=[], version=None)
         used = [] if recall.fact_id is None else [UsedFact(id=recall.fact_id, score=recall.score)]
-        return cls(in_scope=recall.in_scope, score=recall.score, facts=used, version=recall.version)
+        return cls(in_scope=recall.in_scope, score=recall.score, match=recall.match, facts=used, version=recall.version)
 
 
 class QueryUsage(BaseModel):

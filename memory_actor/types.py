@@ -128,6 +128,7 @@ class Recall:
     target_tokens: int = 0
     scope_ms: float = 0.0
     read_ms: float = 0.0
+    match: float | None = None  # in [0, 1], what the bundle's verifier said of the query and what was read
 
 
 @dataclass(frozen=True, slots=True)

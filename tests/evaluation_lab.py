@@ -68,7 +68,7 @@ def _keys(texts: Sequence[str]) -> np.ndarray:
 def small_lab(codec) -> Lab:
     """A lab without decoder and data: enough for every row of the tables."""
     encoder = KeyEncoder(SeededEncoder(codec))
-    bundle = SimpleNamespace(memory_config=lambda: CONFIG)
+    bundle = SimpleNamespace(memory_config=lambda: CONFIG, manifest=SimpleNamespace(verifier=None))
     return Lab(bundle, codec, encoder, encoder, pool=None, data=None, console=Console(quiet=True))
 
 

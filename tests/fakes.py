@@ -55,7 +55,7 @@ from memory_actor.types import (
     Verification,
     WriteReply,
 )
-from workers.ports import Generation, GenerationChunk, GenerationRequest
+from workers.ports import Generation, GenerationChunk, GenerationRequest, Readback, SecondStage
 
 KEY_SIZE, LATENT_SIZE = 16, 8
 NOW = 1_700_000_000.0
@@ -70,12 +70,17 @@ def key_of(text: str) -> Float16Array:
 
 
 class FakeEncoder:
-    """Keys of first words; two for a query of two sentences. Texts of more than `words_max` words are refused."""
+    """Keys of first words; two for a query of two sentences. Texts of more than `words_max` words are refused.
+
+    Its verifier takes a query with "elsewhere" in it for a near miss.
+    """
 
     def __init__(self) -> None:
         self.words_max = 100
         self.calls = 0
         self.fail: list[Exception] = []
+        self.fail_match: list[Exception] = []
+        self.readbacks: list[Readback] = []
 
     async def encode_facts(self, facts: Sequence[FactText]) -> EncodedFacts:
         self._refuse([fact.prompt for fact in facts])
@@ -87,6 +92,15 @@ class FakeEncoder:
     async def encode_queries(self, texts: Sequence[str]) -> list[Float16Array]:
         self._refuse(texts)
         return [np.stack([key_of(part) for part in (text, *text.split(". ")[1:2])]) for text in texts]
+
+    async def match(self, readback: Readback) -> float:
+        self.readbacks.append(readback)
+        return (await self.match_prompts(readback.query, ["what was read"]))[0]
+
+    async def match_prompts(self, query: str, prompts: Sequence[str]) -> list[float]:
+        if self.fail_match:
+            raise self.fail_match.pop(0)
+        return [0.1 if "elsewhere" in query else 0.9] * len(prompts)
 
     def _refuse(self, texts: Sequence[str]) -> None:
         self.calls += 1
@@ -512,9 +526,18 @@ class World:
     app: FastAPI
 
     @classmethod
-    def make(cls, settings: Settings | None = None, timeout_s: float = 5.0) -> World:
+    def make(
+        cls, settings: Settings | None = None, timeout_s: float = 5.0, second_stage: SecondStage | None = None
+    ) -> World:
         memory, encoder, decoder, keys = FakeDirectory(), FakeEncoder(), FakeDecoder(), FakeKeys()
-        router = Router(memory, encoder, decoder, timeout_s=timeout_s, patience=Patience(wait_s=0.0, wait_max_s=0.0))
+        router = Router(
+            memory,
+            encoder,
+            decoder,
+            timeout_s=timeout_s,
+            second_stage=second_stage,
+            patience=Patience(wait_s=0.0, wait_max_s=0.0),
+        )
         app = create_app(Routes(router, keys, settings or Settings(), now=lambda: NOW))
         for name in ("acme", "globex"):
             memory.owner_of(name).tenants_by_name[name] = FakeTenant(Retention.TEXT)

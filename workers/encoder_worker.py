@@ -14,6 +14,7 @@ from ray import serve
 from memory_actor.errors import LarimarError
 from memory_actor.types import EncodedFacts, FactText, Float16Array
 from workers.loading import long_lived
+from workers.ports import Readback
 
 CALLS_PER_PASS_MAX = 32
 
@@ -59,6 +60,16 @@ class EncoderWorker:
             raise keys
         return keys
 
+    async def match(self, readback: Readback) -> float:
+        """In [0, 1], whether a query asks for the fact that was read for it; see `FactEncoder`."""
+        matched: float = await self._match_pass(readback)
+        return matched
+
+    async def match_prompts(self, query: str, prompts: list[str]) -> list[float]:
+        """In [0, 1], whether a query asks for the facts of these prompts."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._encoder.match_prompts, query, prompts)
+
     async def status(self) -> dict[str, Any]:
         """What this replica is and how long it took to load (seconds, imports included)."""
         return {
@@ -71,6 +82,10 @@ class EncoderWorker:
     @serve.batch(max_batch_size=CALLS_PER_PASS_MAX, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
     async def _facts_pass(self, calls: list[list[FactText]]) -> list[EncodedFacts | LarimarError]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode_facts, calls)
+
+    @serve.batch(max_batch_size=CALLS_PER_PASS_MAX, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
+    async def _match_pass(self, calls: list[Readback]) -> list[float]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.match, calls)
 
     @serve.batch(max_batch_size=CALLS_PER_PASS_MAX, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
     async def _queries_pass(self, calls: list[list[str]]) -> list[list[Float16Array] | LarimarError]:

@@ -13,7 +13,8 @@ from memory_actor.errors import LarimarError
 from memory_actor.types import EncodedFacts, FactText, Float16Array
 from workers.asked_sentence import key_texts
 from workers.bundle import Bundle
-from workers.ports import EncodedContent
+from workers.ports import EncodedContent, Readback
+from workers.scope_verifier import ScopeVerifier
 from workers.sentence_encoder import SentenceEncoder, TokenIds
 from workers.token_codec import TokenCodec
 
@@ -27,14 +28,15 @@ class FactEncoder:
     Each call gets its result or its own error; a text that is refused never fails the company it came in.
     """
 
-    def __init__(self, encoder: SentenceEncoder, codec: TokenCodec) -> None:
+    def __init__(self, encoder: SentenceEncoder, codec: TokenCodec, verifier: ScopeVerifier | None = None) -> None:
         self._encoder = encoder
         self._codec = codec
+        self._verifier = verifier
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, device: str = "auto", batch_texts_max: int = 64) -> FactEncoder:
         encoder = SentenceEncoder.from_bundle(bundle, device=device, batch_texts_max=batch_texts_max)
-        return cls(encoder, TokenCodec.from_bundle(bundle))
+        return cls(encoder, TokenCodec.from_bundle(bundle), ScopeVerifier.from_bundle(bundle, device=device))
 
     def encode_facts(self, calls: Sequence[Sequence[FactText]]) -> list[EncodedFacts | LarimarError]:
         """Each call's facts to keys float16 and latents. Errors: TextTooLong with the fact's index in its call."""
@@ -58,6 +60,22 @@ class FactEncoder:
             found if isinstance(found, LarimarError) else [found[of] for of in rows]
             for found, (_, rows) in zip(keys, prepared, strict=True)
         ]
+
+    def match(self, calls: Sequence[Readback]) -> list[float]:
+        """For each call in [0, 1], whether its query asks for the fact that was read; 1 without a verifier."""
+        if self._verifier is None:
+            return [1.0] * len(calls)
+        prompts = [
+            self._codec.prompt(self._codec.condition(call.readout, call.prompt_tokens, call.target_tokens))
+            for call in calls
+        ]
+        return self._verifier.match_queries([call.query for call in calls], prompts)
+
+    def match_prompts(self, query: str, prompts: Sequence[str]) -> list[float]:
+        """The same for one query and stored prompts whose text is known."""
+        if self._verifier is None:
+            return [1.0] * len(prompts)
+        return self._verifier.match_queries([query] * len(prompts), prompts)
 
     def _keys(self, calls: Sequence[Sequence[str]], what: str) -> list[Float16Array | LarimarError]:
         tokens: list[list[TokenIds] | LarimarError] = []

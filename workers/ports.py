@@ -48,6 +48,27 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class SecondStage:
+    """The gate behind the cosine, of a bundle with a verifier: from which match on a fact is what was asked for.
+
+    Facts whose words are not kept cannot be verified before they are read: for these `cosine_alone` decides.
+    """
+
+    match_min: float
+    cosine_alone: float
+
+
+@dataclass(frozen=True, slots=True)
+class Readback:
+    """A query and the fact that was read for it: `readout` (P, C) float32, and how many tokens it holds."""
+
+    query: str
+    readout: Float32Array
+    prompt_tokens: int
+    target_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One decoding job. `readout` (P, C) float32 conditions it; None means the base model alone."""
 
@@ -107,6 +128,10 @@ class Codec(Protocol):
 
     def condition(self, readout: Float32Array, prompt_tokens: int, target_tokens: int) -> Condition:
         """Readout (P, C) float32 to token probabilities over the fact's prompt_tokens + target_tokens positions."""
+        ...
+
+    def prompt(self, condition: Condition) -> str:
+        """The likeliest text of a recalled fact's prompt."""
         ...
 
 

@@ -99,6 +99,12 @@ class TokenCodec:
         probabilities: Float32Array = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
         return Condition(candidates, probabilities, target_start=prompt_tokens)
 
+    def prompt(self, condition: Condition) -> str:
+        """The likeliest text of a recalled fact's prompt: the stored one without outer blanks if the read was exact."""
+        best: list[int] = condition.candidates[: condition.target_start, 0].tolist()
+        text: str = self._tokenizer.decode(best, skip_special_tokens=False)
+        return text.strip()
+
     def _split(self, ids: list[int]) -> list[list[int]]:
         """Cut `ids` into rows of at most L tokens, after a sentence or clause end where one lies in a row's later half.
 

@@ -1,13 +1,15 @@
-"""The trained scope encoder: tensors kept in this package that take the place of some of plain MiniLM's.
+"""The trained scope encoder and verifier: tensors kept in this package that take the place of some of MiniLM's.
 
-Only what training changed is stored, in half precision (`scope_encoder/*.safetensors`), beside a card that says what it
-was trained on, what it reaches and at which threshold. `larimar train scope` writes such a folder.
+Only what training changed is stored, in half precision (`scope_encoder/`, `scope_verifier/`), beside a card that says
+what it was trained on, what it reaches and at which threshold. `larimar train scope` and `larimar train verifier` write
+such folders.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from workers.sources import locate_model
 
 SCOPE_ENCODER = "larimar:scope"  # as `bundle.encoder`: the default
 FOLDER = Path(__file__).with_name("scope_encoder")
+VERIFIER_FOLDER = Path(__file__).with_name("scope_verifier")
 CARD_FILE = "card.json"
+HEAD_FILE = "head.safetensors"  # of a verifier: what its cross-encoder ends in
 FILE_BYTES_MAX = 15_000_000
 _CURE = "Reinstall larimar-serve and the model packages it names, or set bundle.encoder to another encoder"
 
@@ -29,7 +33,7 @@ def read_card(folder: Path = FOLDER) -> dict[str, Any]:
     """The card of a folder of trained tensors. Raises: ModelMissing."""
     path = folder / CARD_FILE
     if not path.is_file():
-        raise ModelMissing("trained scope encoder", str(path), _CURE)
+        raise ModelMissing(f"trained {folder.name.replace('_', ' ')}", str(path), _CURE)
     card: dict[str, Any] = json.loads(path.read_bytes())
     return card
 
@@ -51,6 +55,14 @@ def compose_encoder(target: Path, folder: Path = FOLDER) -> None:
                 raise ModelMissing(f"place for the tensor {name}", card["base"], _CURE)
             tensors[name] = tensor.astype(np.float32)
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def compose_verifier(target: Path, folder: Path = VERIFIER_FOLDER) -> None:
+    """The new folder `target`: as `compose_encoder`, and the head of the cross-encoder. Raises: ModelMissing."""
+    compose_encoder(target, folder)
+    if not (folder / HEAD_FILE).is_file():
+        raise ModelMissing("head of the scope verifier", str(folder / HEAD_FILE), _CURE)
+    shutil.copyfile(folder / HEAD_FILE, target / HEAD_FILE)
 
 
 def write_tensors(tensors: dict[str, np.ndarray[Any, np.dtype[np.float16]]], folder: Path) -> list[Path]:

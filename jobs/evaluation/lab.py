@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.evaluation.key_encoder import KeyEncoder
+from jobs.evaluation.matches import Matches
 from workers.bundle import Bundle
 from workers.fact_encoder import FactEncoder
+from workers.scope_verifier import ScopeVerifier
 from workers.sentence_encoder import SentenceEncoder
 from workers.sources import locate_model
 from workers.token_codec import TokenCodec
@@ -30,7 +32,8 @@ class Lab:
     """`limit` caps what is asked (None: all, or an experiment's own size), `in_memory` is how many edits live at once.
 
     `rows` "all" measures the baselines too, "larimar" our own row only. `plain` is plain MiniLM, the encoder of the
-    baselines. Nothing here decides a result but `seed`, the data and the bundle.
+    baselines; `matches` are the judgements of the bundle's verifier, if it has one. Nothing here decides a result but
+    `seed`, the data and the bundle.
     """
 
     bundle: Bundle
@@ -40,6 +43,7 @@ class Lab:
     pool: AnswerPool
     data: EvalData
     console: Console
+    matches: Matches | None = None
     limit: int | None = None
     in_memory: int = 1
     rows: str = "all"
@@ -49,12 +53,20 @@ class Lab:
     def open(cls, bundle: Bundle, pool: AnswerPool, data: EvalData, console: Console, *, device: str = "auto") -> Lab:
         """Load encoders and codec of `bundle`, and plain MiniLM. Raises: ModelMissing."""
         codec = TokenCodec.from_bundle(bundle)
+        verifier = ScopeVerifier.from_bundle(bundle, device=device)
         encoder = KeyEncoder(FactEncoder(SentenceEncoder.from_bundle(bundle, device=device), codec))
         plain = encoder
         if bundle.manifest.encoder.source != PLAIN_ENCODER:
             folder = locate_model(PLAIN_ENCODER, "encoder")
             plain = KeyEncoder(FactEncoder(SentenceEncoder(folder, tokens_max=_PLAIN_TOKENS_MAX, device=device), codec))
-        return cls(bundle, codec, encoder, plain, pool, data, console)
+        matches = None if verifier is None else Matches(verifier)
+        return cls(bundle, codec, encoder, plain, pool, data, console, matches)
+
+    @property
+    def match_threshold(self) -> float:
+        """The match from which the bundle's verifier lets a query in; 0 if it has none."""
+        verifier = self.bundle.manifest.verifier
+        return 0.0 if verifier is None else verifier.threshold
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -61,12 +61,13 @@ class EditedMemory(Protocol):
 
 
 class LarimarMemory:
-    """The product: a memory engine with ledger and vault on disk, snap reads, its own scope gate."""
+    """The product: a memory engine with ledger and vault on disk, snap reads, its own scope gate, both halves of it."""
 
     name = "larimar"
 
     def __init__(self, lab: Lab) -> None:
-        self._encoder, self._codec = lab.encoder, lab.codec
+        self._encoder, self._codec, self._matches = lab.encoder, lab.codec, lab.matches
+        self._match_threshold = lab.match_threshold if lab.matches else 0.0
         self._folder = tempfile.TemporaryDirectory(prefix="larimar-eval-", ignore_cleanup_errors=True)
         place = Path(self._folder.name)
         self._engine = MemoryEngine.open(0, place, lab.bundle.memory_config(), EngineSettings(), on_poison=_fail)
@@ -95,10 +96,20 @@ class LarimarMemory:
             self._engine.forget(self._tenant, part, self._once()).result()
 
     def recall(self, queries: Sequence[str]) -> list[Recollection]:
-        return [self.recall_key(keys) for keys in self._encoder.queries(queries)]
+        """Read with each query's keys; a verifier, where the bundle has one, decides on what was read."""
+        found = [self.recall_key(keys) for keys in self._encoder.queries(queries)]
+        if self._matches is None:
+            return found
+        read = [index for index, one in enumerate(found) if one.condition is not None]
+        prompts = [self._codec.prompt(one.condition) for one in found if one.condition is not None]
+        matches = self._matches([queries[index] for index in read], prompts)
+        for index, match in zip(read, matches, strict=True):
+            if match < self._match_threshold:
+                found[index] = Recollection(None, found[index].score, None)
+        return found
 
     def recall_key(self, keys: Float16Array, mode: ReadMode = ReadMode.SNAP) -> Recollection:
-        """Recall for one query's keys (P, D) float16."""
+        """What the memory gives for one query's keys (P, D) float16, not verified."""
         found = self._engine.recall(self._tenant, keys, mode, 0)
         if not found.in_scope or found.readout is None or found.fact_id is None:
             return Recollection(None, found.score, None)

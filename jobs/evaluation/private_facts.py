@@ -30,7 +30,7 @@ def measure_private_facts(lab: Lab, gates: Sequence[Gate], outcome: Outcome, fil
         outcome.summary[f"{outcome.name}.private"] = f"not measured: {file.name} is not installed"
         return
     for gate in gates:
-        scores = measure_private(gate.stored, file, ask=gate.asked)
+        scores = measure_private(gate.scorer, file)
         for bar in PRIVATE_BARS:
             let_in = share((scores[bar.key] >= gate.threshold).tolist())
             outcome.summary |= figures(f"{gate.place}.{bar.key}", let_in)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs import scope_evaluation as validation
-from jobs.evaluation.gate import Gate
-from jobs.evaluation.gate_scores import WRONG, nearest, paired
+from jobs.evaluation.gate import CosineScorer, Gate, VerifiedScorer
+from jobs.evaluation.gate_scores import WRONG
 from jobs.evaluation.lab import Lab
 from jobs.evaluation.memories import NEAREST_THRESHOLD
 from jobs.evaluation.outcome import Figure, Outcome
@@ -56,9 +56,10 @@ def run(lab: Lab) -> Outcome:
     """Equal error rates, and shares let in at the threshold. `limit` caps the records asked about, not those stored."""
     questions = draw(lab)
     outcome = Outcome(NAME, {f"{NAME}.n": len(set(questions.owners)), f"{NAME}.stored": len(questions.stored)})
-    gates = [Gate("larimar", NAME, lab.encoder, lab.bundle.manifest.scope_threshold)]
+    gates = [own_gate(lab)]
     if lab.rows == "all":
-        gates.append(Gate("nearest", f"{NAME}.nearest", lab.plain, NEAREST_THRESHOLD))
+        gates.append(Gate("nearest", f"{NAME}.nearest", CosineScorer(lab.plain), NEAREST_THRESHOLD))
+    outcome.summary[f"{NAME}.cosine_threshold"] = lab.bundle.manifest.scope_threshold
     known = _validation(lab)
     for gate in gates:
         lab.console.print(f"scope: {gate.row}, {len(questions.probes)} questions, {len(questions.stored)} facts stored")
@@ -68,6 +69,14 @@ def run(lab: Lab) -> Outcome:
             _validate(gate, known, outcome)
     measure_private_facts(lab, gates, outcome)
     return outcome
+
+
+def own_gate(lab: Lab) -> Gate:
+    """The bundle's gate: a cosine alone, or a cosine and then the verifier's match."""
+    cosine, cosine_min = CosineScorer(lab.encoder), lab.bundle.manifest.scope_threshold
+    if lab.matches is None:
+        return Gate("larimar", NAME, cosine, cosine_min)
+    return Gate("larimar", NAME, VerifiedScorer(cosine, lab.matches, cosine_min), lab.match_threshold)
 
 
 def draw(lab: Lab) -> Questions:
@@ -92,10 +101,11 @@ def _name(probe: Probe) -> tuple[int, Kind, str]:
 
 def _measure(gate: Gate, questions: Questions, outcome: Outcome) -> None:
     """Scores of every probe, alone and among many, and the figures of both."""
-    stored = gate.encoder.facts(questions.stored).keys
-    queries = gate.asked([probe.query for probe in questions.probes])
+    stored = [fact.prompt for fact in questions.stored]
+    queries = [probe.query for probe in questions.probes]
     owners = list(questions.owners)
-    alone, among = paired(queries, stored[owners]), nearest(queries, stored)
+    alone = gate.scorer.paired(queries, [stored[owner] for owner in owners])
+    among = gate.scorer.nearest(queries, stored)
     right = among.right(owners)
     kinds = [probe.kind for probe in questions.probes]
     many = np.where([KINDS[kind][1] for kind in kinds], right, among.scores)
@@ -145,7 +155,7 @@ def _validation(lab: Lab) -> validation.Questions | None:
 
 
 def _validate(gate: Gate, questions: validation.Questions, outcome: Outcome) -> None:
-    scores = validation.measure(gate.stored, questions, ask=gate.asked)
+    scores = validation.measure(gate.scorer, questions)
     found = validation.summary(scores, gate.threshold)
     outcome.summary |= {f"{gate.place}.validation_{key}": value for key, value in found.items() if key != "threshold"}
     outcome.items += [

@@ -102,3 +102,14 @@ def test_the_longest_fact_has_192_tokens(codec):
 def test_foreign_readouts_are_refused(codec, shape):
     with pytest.raises(ValueError, match=r"readout|cannot stand"):
         codec.condition(np.zeros(shape, np.float32), 1, 0)
+
+
+def test_the_prompt_is_read_back_as_it_was_stored(codec):
+    """Special tokens, other scripts and parts of long facts included; outer blanks are not stored."""
+    content = codec.encode(FACTS)
+    ends = content.rows.cumsum()
+    for fact, end, rows, prompt, target in zip(
+        FACTS, ends, content.rows, content.prompt_tokens, content.target_tokens, strict=True
+    ):
+        readout = content.latents[end - rows : end].astype(np.float32)
+        assert codec.prompt(codec.condition(readout, int(prompt), int(target))) == fact.prompt.strip()

@@ -170,7 +170,7 @@ def test_private_facts_are_asked_for_whole(whole_lab, tmp_path):
     small = tmp_path / "private.json"
     small.write_text(json.dumps({"triples": chosen, "unrelated": content["unrelated"][:3]}), encoding="utf-8")
     outcome = scope.Outcome("scope", {})
-    gate = scope.Gate("larimar", "scope", whole_lab.encoder, -1.0)
+    gate = scope.Gate("larimar", "scope", scope.CosineScorer(whole_lab.encoder), -1.0)
     measure_private_facts(whole_lab, [gate], outcome, small)
     assert outcome.summary["scope.private_unrelated"] == 1.0  # a threshold of -1 lets everything in
     answers = [item for item in outcome.items if item["kind"] == "private_answer"]

@@ -49,14 +49,14 @@ def test_the_figures_are_those_of_the_benchmark():
     assert _block("bench") == markdown(result)
 
 
-def test_the_scope_figures_are_those_of_the_card():
-    """docs/scope.md's table and curve are the shipped card rendered."""
+def test_the_scope_figures_are_those_of_the_cards():
+    """docs/scope.md's table and curve are the shipped cards rendered."""
     from jobs.scope_card import curve_svg, markdown
-    from workers.trained_scope import read_card
+    from workers.trained_scope import VERIFIER_FOLDER, read_card
 
     text = (ROOT / "docs" / "scope.md").read_text(encoding="utf-8")
-    assert f"<!-- card -->\n{markdown(read_card())}\n<!-- /card -->" in text
-    assert (ROOT / "docs" / "scope_curve.svg").read_text(encoding="utf-8") == curve_svg(read_card())
+    assert f"<!-- card -->\n{markdown(read_card(), read_card(VERIFIER_FOLDER))}\n<!-- /card -->" in text
+    assert (ROOT / "docs" / "scope_curve.svg").read_text(encoding="utf-8") == curve_svg(read_card(VERIFIER_FOLDER))
 
 
 @pytest.mark.parametrize(

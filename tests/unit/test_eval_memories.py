@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,38 @@ def test_a_query_is_as_near_as_its_nearest_part(larimar, lab):
         memory.write(facts)
         (found,) = memory.recall([f"Something else first\n{facts[3].prompt}"])
         assert found.index == 3
+
+
+class Judge:
+    """In the place of `Matches`: a match of 0.1 for queries that begin as near misses do."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def __call__(self, queries, prompts):
+        self.asked += zip(queries, prompts, strict=True)
+        return [0.1 if query.startswith(NEAR) else 0.8 for query in queries]
+
+
+def test_the_second_half_of_the_gate_decides_on_what_was_read(lab):
+    """It is given the prompt as the memory gave it back, only for what the cosine let in, and its word is final."""
+    judge = Judge()
+    lab.matches, lab.bundle.manifest = judge, SimpleNamespace(verifier=SimpleNamespace(threshold=0.5))
+    memory = LarimarMemory(lab)
+    facts = [*facts_of(20), LONG]
+    memory.write(facts)
+    far, miss, right, long = memory.recall(
+        [FAR + facts[7].prompt, NEAR + facts[7].prompt, facts[7].prompt, LONG.prompt]
+    )
+    memory.close()
+    assert (far.index, miss.index, right.index, long.index) == (None, None, 7, 20)
+    assert miss.condition is None
+    assert miss.score == pytest.approx(0.9, abs=1e-3)
+    assert judge.asked == [
+        (NEAR + facts[7].prompt, facts[7].prompt),
+        (facts[7].prompt, facts[7].prompt),
+        (LONG.prompt, LONG.prompt),
+    ]
 
 
 def test_clearing_leaves_nothing_and_positions_begin_again(larimar):

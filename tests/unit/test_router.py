@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from memory_actor.errors import (
 )
 from memory_actor.types import FactText, ForgetReceipt, Idempotency, ReadMode, Retention
 from tests.fakes import KEY_SIZE, World
-from workers.ports import GenerationRequest
+from workers.ports import GenerationRequest, SecondStage
 
 ONCE = Idempotency("k", b"d" * 32, "write")
 SKY = [FactText("sky is", "green")]
@@ -208,6 +209,76 @@ def test_without_a_recall_the_decoder_gets_the_prompt_alone(query: Query) -> Non
 
     run(work())
     assert world.decoder.requests == [query.generation]
+
+
+STAGE = SecondStage(match_min=0.5, cosine_alone=0.95)
+
+
+def _asked(world: World, prompt: str) -> Any:
+    async def work() -> Any:
+        await world.router.write("acme", SKY, ONCE)
+        return await world.router.query("acme", ask(prompt))
+
+    return run(work())
+
+
+def test_what_was_read_is_verified_before_it_is_used() -> None:
+    """The encoder sees the query beside the readout; its word is in the reply, and its time."""
+    world = World.make(second_stage=STAGE)
+    answer = _asked(world, "sky colour?")
+    (readback,) = world.encoder.readbacks
+    assert (readback.query, readback.prompt_tokens, readback.target_tokens) == ("sky colour?", 3, 1)
+    assert np.array_equal(readback.readout, world.decoder.requests[0].readout)
+    assert (answer.recall.in_scope, answer.recall.match) == (True, 0.9)
+    assert "verify" in answer.ms
+
+
+def test_a_near_miss_gets_the_base_model() -> None:
+    """The cosine says yes, the verifier no: no fact is named and the decoder is given the prompt alone."""
+    world = World.make(second_stage=STAGE)
+    answer = _asked(world, "sky elsewhere?")
+    recall = answer.recall
+    assert (recall.in_scope, recall.match, recall.fact_id, recall.readout) == (False, 0.1, None, None)
+    assert recall.score > 0.9
+    assert world.decoder.requests == [GenerationRequest("sky elsewhere?")]
+
+
+def test_out_of_scope_nobody_is_asked_to_verify() -> None:
+    world = World.make(second_stage=STAGE)
+    assert _asked(world, "weather?").recall.match is None
+    assert world.encoder.readbacks == []
+
+
+def test_a_verifier_that_is_lost_is_asked_again_and_never_left_out() -> None:
+    """An encoder that restarts costs time; one that stays away fails the query. Unverified, nothing is used."""
+    world = World.make(second_stage=STAGE)
+    world.encoder.fail_match = [CallLost("the encoder", "ActorDiedError")]
+    assert _asked(world, "sky elsewhere?").recall.in_scope is False
+    world = World.make(second_stage=STAGE, timeout_s=0.2)
+    world.encoder.fail_match = [CallLost("the encoder", "ActorDiedError") for _ in range(100_000)]
+    with pytest.raises(LarimarError):
+        _asked(world, "sky colour?")
+    assert world.decoder.requests == []
+
+
+def test_a_preview_shows_what_the_whole_gate_lets_in() -> None:
+    """By the match where the words are kept, by the nearer cosine where they are not."""
+    world = World.make(second_stage=STAGE)
+
+    async def previews(tenant: str, query: str) -> list[Any]:
+        return await world.router.preview(tenant, query=query, limit=10)
+
+    async def work() -> list[int]:
+        await world.router.create_tenant("quiet", Retention.LATENT, Idempotency("q", b"q" * 32, "create"))
+        for tenant in ("acme", "quiet"):
+            await world.router.write(tenant, SKY, Idempotency(tenant, b"d" * 32, "write"))
+        facts = world.memory.owner_of("quiet").tenants_by_name["quiet"].facts
+        for fact_id, fact in facts.items():
+            facts[fact_id] = replace(fact, prompt=None, target=None)
+        asked = [("acme", "sky colour?"), ("acme", "sky elsewhere?"), ("quiet", "sky elsewhere?"), ("quiet", "sea?")]
+        return [len(await previews(*one)) for one in asked]
+
+    assert run(work()) == [1, 0, 1, 0]
 
 
 def test_memory_off_asks_neither_encoder_nor_memory() -> None:

@@ -9,30 +9,14 @@ from jobs.scope_domains import Templates
 from jobs.scope_pairs import Mix, PairSource
 from jobs.scope_relations import World
 from jobs.scope_training import ScopeTrainer, TrainingPlan, scope_loss
+from tests.tiny_bert import tiny_bert
 
 MIX = Mix(world_blocks=0, domain_blocks=2, common_blocks=1, strangers=0, front_share=0.0)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A two-layer BERT of width 32 with a vocabulary of letters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel
-
-    path = tmp_path_factory.mktemp("tiny")
-    letters = [chr(code) for code in range(32, 127)]
-    tokenizer = Tokenizer(
-        models.WordLevel({letter: row for row, letter in enumerate(["?", *letters[:31], *letters[32:]])}, unk_token="?")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.save(str(path / "tokenizer.json"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=256,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(path)
-    return path
+    return tiny_bert(tmp_path_factory.mktemp("tiny"))
 
 
 def trainer(folder, **changes) -> ScopeTrainer:

@@ -33,7 +33,7 @@ def read_card(folder: Path = FOLDER) -> dict[str, Any]:
     """The card of a folder of trained tensors. Raises: ModelMissing."""
     path = folder / CARD_FILE
     if not path.is_file():
-        raise ModelMissing(f"trained {folder.name.replace('_', ' ')}", str(path), _CURE)
+        raise ModelMissing("trained scope encoder or verifier", str(path), _CURE)
     card: dict[str, Any] = json.loads(path.read_bytes())
     return card
 

@@ -1,4 +1,4 @@
-"""The cards of scope encoder and verifier as documentation: the table of docs/scope.md, the curve behind the threshold.
+"""The cards of scope encoder and verifier as documentation: the table of docs/scope.md and the curve of the match.
 
 python -m jobs.scope_card        rewrites both from workers/scope_encoder/card.json and workers/scope_verifier/card.json
 """

@@ -165,6 +165,7 @@ def query(
             "in_scope": recall["in_scope"],
             "fact": [fact["id"] for fact in recall["facts"]] or None,
             "score": recall["score"],
+            "match": recall["match"],
             "ms": done["usage"]["ms"],
         }
     )

@@ -1,6 +1,5 @@
-"""How well a key encoder and one cosine threshold decide what a query is about. Each measure is a list of scores on
-which every threshold can be tried: scores that should be in scope, and scores that should not. A query scores as in the
-product: by the best of its keys, that of the whole text and that of its asked sentence.
+"""How well a gate decides what a query is about, by cosine alone or verified. Each measure is a list of scores on which
+every threshold can be tried: scores that should be in scope, and scores that should not.
 
 CounterFact is in reduced form: its `rephrase_prompt` is mostly a generation prompt, not a published paraphrase.
 """

@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, evaluate beside the cosine alone, write; 0 when everything was written."""
     parser = argparse.ArgumentParser(prog="larimar train verifier", description="Train the scope verifier.")
     parser.add_argument("--data", type=Path, required=True, help="folder of CounterFact, PARAREL, LRE, CREAK and texts")
-    parser.add_argument("--minutes", type=float, default=VerifierPlan().minutes, help="of two cores, as CPU time; default 28")
+    minutes = VerifierPlan().minutes
+    parser.add_argument("--minutes", type=float, default=minutes, help="of two cores, as CPU time; default 28")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=VerifierPlan().steps, help="batches at most")
     parser.add_argument("--out", type=Path, default=Path("scope_verifier"), help="where tensors and card are written")

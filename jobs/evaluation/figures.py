@@ -229,13 +229,18 @@ def scope(results: Results, folder: RunFolder) -> Figure | None:
     if "rephrase" not in ours or "neighbour" not in ours:
         return None
     with canvas(9.6, 3.8, 2) as (figure, (left, right)):
-        bins = np.linspace(-0.2, 1.0, 49).tolist()
+        verified = results["scope.threshold"] != results.get("scope.cosine_threshold", results["scope.threshold"])
+        bins = np.linspace(0.0 if verified else -0.2, 1.0, 49).tolist()
         for kind, colour in (("rephrase", "#0072B2"), ("neighbour", "#D55E00"), ("same_subject", "#E69F00")):
             if kind in ours:
                 left.hist(ours[kind], bins, density=True, color=colour, alpha=0.55, label=kind.replace("_", " "))
         left.axvline(results["scope.threshold"], color="black", lw=1, ls="--", label="threshold")
-        left.set_xlabel("cosine of query and fact")
+        left.set_xlabel(
+            "match of query and fact, 0 where the cosine is too low" if verified else "cosine of query and fact"
+        )
         left.set_ylabel("density")
+        if verified:
+            left.set_yscale("log")  # most matches are nearly 0 or 1
         left.legend()
         for row, kinds in scores.items():
             row_name = "" if row == "larimar" else row

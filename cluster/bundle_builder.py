@@ -54,7 +54,7 @@ def _fits(folder: Path, parts: BundleSettings) -> bool:
     verified = parts.verify and parts.encoder == SCOPE_ENCODER
     stored = (manifest.encoder.source, manifest.decoder.source, manifest.prompt.answer_bias, manifest.verifier is None)
     same = stored == (parts.encoder, parts.decoder, parts.answer_bias, not verified)
-    return same and bundle.is_current() and bundle.identity_files_intact()
+    return same and bundle.is_current() and bundle.identity_files_intact() and bundle.verifier_is_current()
 
 
 def _build(folder: Path, parts: BundleSettings, tell: Listener, stop: threading.Event) -> None:

@@ -15,7 +15,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Options:
     rows: str
     seed: int
     encoder: str
+    verify: bool
     workers: int | None
     state_dir: Path
 
@@ -65,15 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = RunFolder(arguments.out)
     if arguments.name == "report":
         return _report(folder, arguments.docs, console)
-    options = Options(
-        data=arguments.data,
-        limit=arguments.limit,
-        rows=arguments.rows,
-        seed=arguments.seed,
-        encoder=arguments.encoder,
-        workers=arguments.workers,
-        state_dir=arguments.state_dir,
-    )
+    options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
     try:
         planned = _plan(arguments.name, arguments.in_memory)
         data = EvalData.open(options.data)
@@ -162,6 +155,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--encoder", default=BundleSettings().encoder, help="key encoder, as bundle.encoder in ray_config.yaml"
     )
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="the cosine decides alone, as with bundle.verify: false",
+    )
     parser.add_argument("--seed", type=int, default=0, help="what all random choices are drawn from")
     parser.add_argument("--workers", type=_at_least_one, metavar="W", help="decoders; one per core or GPU if not given")
     parser.add_argument("--state-dir", type=Path, default=STATE_DIR, help="where the bundle is, or is built")
@@ -226,6 +225,7 @@ def _bundle(options: Options, console: Console) -> Bundle:
         return materialise_bundle(
             options.state_dir / "bundle",
             encoder=options.encoder,
+            verify=options.verify,
             progress=lambda what, share: progress.update(task, description=what, completed=share),
         )
 

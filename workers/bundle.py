@@ -198,20 +198,25 @@ class Bundle:
         return None if verifier is None else SecondStage(verifier.threshold, verifier.cosine_alone)
 
     def is_current(self) -> bool:
-        """False if its scope encoder or verifier is that of another version of this package."""
-        encoder, verifier = self.manifest.encoder, self.manifest.verifier
-        return (encoder.source != SCOPE_ENCODER or encoder.weights_sha256 == read_card()["composed_sha256"]) and (
-            verifier is None or verifier.weights_sha256 == read_card(VERIFIER_FOLDER)["composed_sha256"]
+        """False if its encoder is the trained scope encoder of another version of this package."""
+        encoder = self.manifest.encoder
+        return encoder.source != SCOPE_ENCODER or encoder.weights_sha256 == read_card()["composed_sha256"]
+
+    def verifier_is_current(self) -> bool:
+        """Whether its verifier, if it has one, is this package's, file by file (reads about 90 MB)."""
+        verifier = self.manifest.verifier
+        return verifier is None or (
+            verifier.weights_sha256 == read_card(VERIFIER_FOLDER)["composed_sha256"]
+            and hash_weights(self.verifier_folder) == verifier.weights_sha256
         )
 
     def identity_files_intact(self) -> bool:
-        """Whether the files behind fingerprint and gate still have the hashes in the manifest (reads about 200 MB)."""
-        encoder, decoder, verifier = self.manifest.encoder, self.manifest.decoder, self.manifest.verifier
+        """Whether the files behind the fingerprint still have the hashes in the manifest (reads about 100 MB)."""
+        encoder, decoder = self.manifest.encoder, self.manifest.decoder
         return (
             hash_weights(self.encoder_folder) == encoder.weights_sha256
             and hash_tokenizer(self.encoder_folder) == encoder.tokenizer_sha256
             and hash_tokenizer(self.decoder_folder) == decoder.tokenizer_sha256
-            and (verifier is None or hash_weights(self.verifier_folder) == verifier.weights_sha256)
         )
 
 
@@ -235,7 +240,7 @@ def materialise_bundle(
     folder = Path(folder)
     progress("Checking the models", 0.0)
     verified = verify and encoder == SCOPE_ENCODER
-    bundle = _matching_bundle(folder, encoder, decoder, verified)
+    bundle = _matching_bundle(folder, encoder, decoder)
     if bundle is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for abandoned in folder.parent.glob(f".{folder.name}-*"):  # of a build that was killed, up to 1 GB each
@@ -253,7 +258,7 @@ def materialise_bundle(
             update={
                 "prompt": PromptPart(answer_bias=answer_bias),
                 "scope_threshold": scope_threshold_of(encoder, verified),
-                "verifier": _verifier_part(bundle.verifier_folder) if verified else None,
+                "verifier": _take_verifier(folder) if verified else None,
             }
         )
         if current != bundle.manifest:
@@ -263,14 +268,12 @@ def materialise_bundle(
     return bundle
 
 
-def _matching_bundle(folder: Path, encoder: str, decoder: str, verified: bool) -> Bundle | None:
+def _matching_bundle(folder: Path, encoder: str, decoder: str) -> Bundle | None:
     try:
         bundle = Bundle.open(folder)
     except ModelMissing:
         return None
-    manifest = bundle.manifest
-    stored = (manifest.encoder.source, manifest.decoder.source, manifest.verifier is not None)
-    same = stored == (encoder, decoder, verified)
+    same = (bundle.manifest.encoder.source, bundle.manifest.decoder.source) == (encoder, decoder)
     return bundle if same and bundle.is_current() and bundle.identity_files_intact() else None
 
 
@@ -293,8 +296,6 @@ def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, *, veri
         compose_encoder(folder / "encoder")
     else:
         take_model(base, folder / "encoder", "encoder")
-    if verified:
-        compose_verifier(folder / "verifier")
     progress("Converting the decoder, once (about 25 s)", 0.1)
     take_model(source, folder / "decoder", "decoder")
     progress("Fingerprinting", 0.9)
@@ -309,7 +310,7 @@ def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, *, veri
         ),
         prompt=PromptPart(answer_bias=answer_bias),
         scope_threshold=scope_threshold_of(encoder, verified),
-        verifier=_verifier_part(folder / "verifier") if verified else None,
+        verifier=_take_verifier(folder) if verified else None,
     )
     _write_manifest(folder, manifest)
 
@@ -329,10 +330,18 @@ def _encoder_part(source: str, folder: Path) -> EncoderPart:
     )
 
 
-def _verifier_part(folder: Path) -> VerifierPart:
+def _take_verifier(bundle: Path) -> VerifierPart:
+    """The package's verifier in the folder `bundle`, composed there unless it is there already."""
+    card, place = read_card(VERIFIER_FOLDER), bundle / "verifier"
+    if not place.is_dir() or hash_weights(place) != card["composed_sha256"]:
+        with tempfile.TemporaryDirectory(prefix=f".{bundle.name}-", dir=bundle.parent) as scratch:
+            compose_verifier(Path(scratch) / "new")
+            if place.exists():
+                place.rename(Path(scratch) / "old")
+            (Path(scratch) / "new").rename(place)
     return VerifierPart(
-        weights_sha256=hash_weights(folder),
-        threshold=float(read_card(VERIFIER_FOLDER)["threshold"]),
+        weights_sha256=card["composed_sha256"],
+        threshold=float(card["threshold"]),
         cosine_alone=scope_threshold_of(SCOPE_ENCODER),
     )
 

@@ -13,7 +13,7 @@ import pytest
 from jobs.scope_evaluation import PRIVATE_BARS, EncodeScorer, errors, measure_private
 from workers.bundle import Bundle, materialise_bundle
 from workers.sentence_encoder import SentenceEncoder
-from workers.trained_scope import SCOPE_ENCODER, read_card
+from workers.trained_scope import HEAD_FILE, SCOPE_ENCODER, read_card
 
 TESTS = Path(__file__).parents[1]
 TRIPLES = TESTS / "model_fixtures" / "private_scope_triples.json"
@@ -56,6 +56,25 @@ def test_the_default_bundle_has_the_trained_encoder(trained, alone):
     assert alone.manifest.verifier is None
     assert alone.fingerprint == trained.fingerprint
     assert trained.is_current()
+
+
+def test_the_verifier_is_turned_on_and_off_without_a_rebuild(alone, trained):
+    """Nothing but its own files and the manifest changes; a damaged one is found and replaced."""
+    models = {"decoder": str(trained.decoder_folder)}
+    decoder = alone.decoder_folder / "model.safetensors"
+    before = decoder.stat().st_ino
+    on = materialise_bundle(alone.folder, **models)
+    assert on.manifest.verifier == trained.manifest.verifier
+    assert on.manifest.scope_threshold == trained.manifest.scope_threshold < alone.manifest.scope_threshold
+    assert on.fingerprint == alone.fingerprint
+    assert on.verifier_is_current()
+    head = on.verifier_folder / HEAD_FILE
+    head.write_bytes(head.read_bytes()[:-1] + b"x")
+    assert not on.verifier_is_current()
+    assert materialise_bundle(alone.folder, **models).verifier_is_current()
+    off = materialise_bundle(alone.folder, **models, verify=False)
+    assert off.manifest == alone.manifest
+    assert decoder.stat().st_ino == before
 
 
 def test_plain_minilm_is_another_bundle_with_its_own_threshold(trained, plain):

@@ -35,11 +35,11 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
         "sequential": Experiment("past edits asked for while the edits go on", "records", 2_000),
         "batch": Experiment("512 to 10,000 facts written, each asked for", "nothing", None),
         "forget": Experiment("facts forgotten exactly, the others kept", "nothing", None),
-        "leakage": Experiment("attacks on answers that were blocked or forgotten", "records", 12),
+        "leakage": Experiment("attacks on answers that were blocked or forgotten", "records", 8),
         "context": Experiment("64 to 100,000 facts in memory, one asked for", "nothing", None),
         "capacity": Experiment("N facts in K addresses, three ways of addressing", "nothing", None),
         "wallclock": Experiment("one edit, beside fine-tuning", "records", None),
-        "scope": Experiment("what the gate lets in and what not", "records", 1_000),
+        "scope": Experiment("what the gate lets in and what not", "records", 300),
     }
 )
 MANY: Final = 2_000  # edits in memory at once, for the second run of `all`

@@ -180,22 +180,14 @@ class Router:
     async def _asked_for(self, query: str, found: list[FactRecord], deadline: Deadline) -> list[FactRecord]:
         """Those that `query` asks for by the second half of the gate; where the words are not kept, the nearest."""
         stage = self._second_stage
-        prompts = list(dict.fromkeys(fact.prompt for fact in found if fact.prompt is not None))
         if stage is None:
             return found
-        matches: dict[str, float] = {}
+        prompts = list(dict.fromkeys(fact.prompt for fact in found if fact.prompt is not None))
+        matches: dict[str | None, float] = {}
         if prompts:
             answered = await self._encode(lambda: self._encoder.match_prompts(query, prompts), deadline)
-            matches = dict(zip(prompts, answered, strict=True))
-        return [
-            fact
-            for fact in found
-            if (
-                (fact.score or 0.0) >= stage.cosine_alone
-                if fact.prompt is None
-                else matches[fact.prompt] >= stage.match_min
-            )
-        ]
+            matches.update(zip(prompts, answered, strict=True))
+        return [fact for fact in found if stage.lets_in(matches.get(fact.prompt), fact.score or 0.0)]
 
     async def retract(self, tenant: str, fact_ids: Sequence[str], idempotency: Idempotency) -> Retraction:
         """Write "unknown" over prompt-target facts. Raises InvalidField naming every id that has no such text."""
@@ -275,16 +267,10 @@ class Router:
         readback = Readback(prompt, recall.readout, recall.prompt_tokens, recall.target_tokens)
         with stages.timed("verify"):
             match = await self._encode(lambda: self._encoder.match(readback), deadline)
-        if match >= self._second_stage.match_min:
+        if self._second_stage.lets_in(match, recall.score):
             return replace(recall, match=match)
-        return Recall(
-            recall.tenant,
-            recall.version,
-            in_scope=False,
-            score=recall.score,
-            match=match,
-            scope_ms=recall.scope_ms,
-            read_ms=recall.read_ms,
+        return replace(
+            recall, in_scope=False, match=match, fact_id=None, readout=None, prompt_tokens=0, target_tokens=0
         )
 
     async def _chunks(

@@ -57,6 +57,10 @@ class SecondStage:
     match_min: float
     cosine_alone: float
 
+    def lets_in(self, match: float | None, cosine: float) -> bool:
+        """Whether a fact of this match, None if it could not be verified, and this cosine is what was asked for."""
+        return cosine >= self.cosine_alone if match is None else match >= self.match_min
+
 
 @dataclass(frozen=True, slots=True)
 class Readback:

@@ -269,7 +269,8 @@ def wallclock(results: Results, _: RunFolder) -> Figure | None:
         "encode": "wallclock.encode_ms",
         "durable write": "wallclock.write_ms",
         "one edit": "wallclock.edit_ms",
-        "query: gate and read": "wallclock.query_ms",
+        "query: search and read": "wallclock.query_ms",
+        "query: verify": "wallclock.verify_ms",
         "fine-tuning on the edit": "wallclock.finetune_ms",
     }
     measured = [(label, float(results[key])) for label, key in ours.items() if key in results]

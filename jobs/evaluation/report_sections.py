@@ -283,6 +283,7 @@ SECTIONS: Final = (
                     Column("write_ms", "write", "low", "ms"),
                     Column("first_query_ms", "first read after it", None, "ms"),
                     Column("query_ms", "later read", None, "ms"),
+                    Column("verify_ms", "verify", None, "ms"),
                     Column("finetune_ms", "fine-tuning", None, "ms"),
                 )
             ),

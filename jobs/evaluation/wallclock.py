@@ -1,8 +1,9 @@
 """Wall clock of one CounterFact edit, end to end in the memory, beside fine-tuning the decoder on the same edits.
 
 An edit is the encoding of one new fact (encoder and codec) and its durable write (ledger, fsync, memory), one at a
-time. A query's gate and read follow; the first read after a write solves the memory once. Times are medians in
-milliseconds, of this machine, with the threads that this process is given.
+time. A query's search and read follow; the first read after a write solves the memory once. What was read is verified
+beside the query, where the bundle has a verifier. Times are medians in milliseconds, of this machine, with the threads
+that this process is given.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def run(lab: Lab) -> Outcome:
         raise BadData(f"wall clock needs more than {WARM_UP} records, {lab.data.name} has {len(records)}")
     items = _edit(lab, records)[WARM_UP:]
     outcome = Outcome(NAME, {f"{NAME}.n": len(items), f"{NAME}.threads": torch.get_num_threads()}, items)
-    for name in ("encode_ms", "write_ms", "edit_ms", "first_query_ms", "query_ms"):
+    for name in ("encode_ms", "write_ms", "edit_ms", "first_query_ms", "query_ms", "verify_ms"):
         outcome.summary[f"{NAME}.{name}"] = round(statistics.median(item[name] for item in items), 3)
     edit_ms = statistics.median(item["edit_ms"] for item in items)
     if lab.rows == "all":
@@ -58,16 +59,17 @@ def _edit(lab: Lab, records: Sequence[EditRecord]) -> list[dict[str, Any]]:
 def _one_edit(lab: Lab, memory: LarimarMemory, record: EditRecord) -> dict[str, float]:
     """Encode and write a record, then ask with its first rephrasing (its prompt, where it has none), twice."""
     fact, query = record.fact(), (*record.rephrasings, record.prompt)[0]
-    # What the encoder has seen it keeps: the write does not pay for it again, and the queries time gate and read only.
+    # What the encoder has seen it keeps: the write does not pay for it again, the queries time search and read only.
     encode_ms = _timed(lambda: lab.encoder.facts([fact]))
-    lab.encoder.queries([query])
+    (keys,) = lab.encoder.queries([query])
     write_ms = _timed(lambda: memory.write([fact]))
     return {
         "encode_ms": encode_ms,
         "write_ms": write_ms,
         "edit_ms": encode_ms + write_ms,
-        "first_query_ms": _timed(lambda: memory.recall([query])),
-        "query_ms": _timed(lambda: memory.recall([query])),
+        "first_query_ms": _timed(lambda: memory.recall_key(keys)),
+        "query_ms": _timed(lambda: memory.recall_key(keys)),
+        "verify_ms": _timed(lambda: lab.matches and lab.matches([query], [record.prompt])),
     }
 
 

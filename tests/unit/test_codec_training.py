@@ -1,0 +1,130 @@
+"""Training of the latent codec on tiny models: it learns to rebuild what was written, and can be stopped."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+from jobs.codec.training import Batch, CodecPlan, CodecTrainer, Row
+from workers.latent_model import LatentDecoder, LatentEncoder, LatentPlan
+
+SHAPE = LatentPlan(latent_size=96, queries=8, attention_heads=2, slots=4, rank=32)
+PLAN = CodecPlan(
+    steps=150, episode=10, learning_rate=3e-3, encoder_learning_rate=1e-3, warmup_steps=5, bfloat16=False,
+    language_model=0.1,
+)  # fmt: skip
+KEY_SIZE, START, END = 16, 1, 2
+
+
+def corpus(count: int = 50) -> list[Row]:
+    """Sentences of 4 to 8 words out of 40, each with a key of its own."""
+    rng = random.Random(0)
+    rows = []
+    for _ in range(count):
+        words = [rng.randrange(3, 43) for _ in range(rng.randint(4, 8))]
+        key = torch.nn.functional.normalize(torch.tensor([rng.gauss(0, 1) for _ in range(KEY_SIZE)]), dim=0)
+        rows.append(Row(tuple(words), (START, *words, END), tuple(key.tolist())))
+    return rows
+
+
+def addressing(keys: torch.Tensor) -> torch.Tensor:
+    """Random Fourier features of the keys, as the service has them."""
+    frequencies = torch.randn(KEY_SIZE, 32, generator=torch.Generator().manual_seed(4)) * 2
+    phase = keys @ frequencies
+    return torch.cat([phase.cos(), phase.sin()], dim=1) / 32**0.5
+
+
+def trainer(plan: CodecPlan = PLAN) -> CodecTrainer:
+    torch.manual_seed(0)
+    encoder = BertModel(
+        BertConfig(
+            vocab_size=43, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        ),
+        add_pooling_layer=False,
+    )  # fmt: skip
+    decoder = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=43, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            intermediate_size=96, max_position_embeddings=32,
+        )
+    )  # fmt: skip
+    return CodecTrainer(LatentEncoder(encoder, SHAPE), LatentDecoder(decoder, SHAPE), addressing, corpus(), plan)
+
+
+def test_fifty_sentences_are_memorised_and_rebuilt_through_the_memory():
+    """The loss falls, and what ten sentences wrote into one memory is read back, nearly every token."""
+    one = trainer(replace(PLAN, steps=220, auto_encoding=0.0, language_model=0.0))
+    losses = []
+    for _ in one.run(lambda _share, loss: losses.append(loss)):
+        pass
+    assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
+    shares = [one.rebuilt(Batch.of(one.rows[start : start + 10])) for start in range(0, 50, 10)]
+    assert sum(tokens for tokens, _ in shares) / 5 > 0.9
+    blind = one.decoder(*_decoder_input(one), torch.zeros(50, 96))
+    assert blind[:, :-1].argmax(-1).ne(Batch.of(one.rows).decoder_ids[:, 1:]).float().mean() > 0.3
+
+
+@torch.no_grad()
+def _decoder_input(one: CodecTrainer):
+    batch = Batch.of(one.rows)
+    return batch.decoder_ids, batch.decoder_mask
+
+
+def test_padding_and_order_do_not_change_the_loss():
+    """An episode in another order, and beside a sentence that makes all others longer by padding."""
+    one = trainer()
+    rows = corpus(10)
+    straight = one.losses(Batch.of(rows))
+    turned = one.losses(Batch.of(rows[::-1]))
+    wide = Batch.of(rows)
+    padded = Batch(*(_widened(ids) for ids in (wide.encoder_ids, wide.encoder_mask)),
+                   *(_widened(ids) for ids in (wide.decoder_ids, wide.decoder_mask)), wide.keys)  # fmt: skip
+    for other in (turned, one.losses(padded)):
+        for name, value in straight.items():
+            assert float(other[name].detach()) == pytest.approx(float(value.detach()), rel=1e-4), name
+
+
+def _widened(ids: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(ids, (0, 5))
+
+
+def test_a_resumed_run_gives_the_same_curve(tmp_path):
+    straight = trainer()
+    curve = [straight.step() for _ in range(5)]
+    stopped = trainer()
+    stopped.step(), stopped.step()
+    stopped.save(tmp_path / "checkpoint.pt")
+    resumed = trainer()
+    resumed.resume(tmp_path / "checkpoint.pt")
+    assert [resumed.step() for _ in range(3)] == pytest.approx(curve[2:], rel=1e-4)
+
+
+def test_terms_with_and_without_divergence():
+    """Three terms by default; beta brings the fourth. A term of weight 0 is not computed."""
+    batch = Batch.of(corpus(10))
+    assert set(trainer().losses(batch)) == {"reconstruction", "auto_encoding", "language_model"}
+    assert set(trainer(replace(PLAN, language_model=0.0)).losses(batch)) == {"reconstruction", "auto_encoding"}
+    assert float(trainer(replace(PLAN, divergence=0.5)).losses(batch)["divergence"].detach()) > 0
+
+
+def test_what_is_frozen_stays():
+    """A decoder that needs no gradient is not trained; connector and pooling are."""
+    torch.manual_seed(0)
+    source = trainer()
+    source.decoder.decoder.requires_grad_(False)
+    one = CodecTrainer(source.encoder, source.decoder, addressing, corpus(), PLAN)
+    before = {name: tensor.clone() for name, tensor in one.decoder.decoder.state_dict().items()}
+    one.step(), one.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.decoder.decoder.state_dict().items())
+    assert any(name.startswith("decoder.connector.") for name in one.tensors())
+
+
+def test_too_few_sentences_are_refused():
+    one = trainer()
+    with pytest.raises(ValueError, match="an episode has 10 sentences, there are 9"):
+        CodecTrainer(one.encoder, one.decoder, addressing, corpus(9), PLAN)

@@ -102,7 +102,7 @@ class CodecTrainer(TimedTrainer):
         super().__init__(plan, {rate: group for rate, group in groups.items() if group})
 
     def losses(self, batch: Batch, noise: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Each term of the loss that has a weight, in nats, of one episode. Without a generator nothing is disturbed."""
+        """Each term of the loss that has a weight, in nats, of one episode. Without `noise` nothing is disturbed."""
         with precision(self.plan.bfloat16):
             latents = self.encoder(batch.encoder_ids, batch.encoder_mask)
         stored = quantise(latents.float(), self.plan.latent_scale)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import shlex
 import socket
 import tempfile
@@ -33,6 +34,8 @@ TEMP_ROOT_CHARS_MAX = 8
 TEMP_PREFIX = "larimar-"
 # Above the largest call: a request's vectors are a few times its body. Ray's own messages end at 512 MiB.
 CALL_BYTES_MAX = 256 * 2**20
+# Above the ports that Ray takes by default, below those that Linux gives to outgoing connections (32768 on).
+OWN_PORTS = range(20_000, 32_768)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # HAProxy reaches replicas on this machine at 127.0.0.1, so they must listen there.
 HAPROXY_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104 - compared with, not bound to
@@ -66,10 +69,24 @@ def make_temp_dir() -> Path:
 
 def free_port() -> int:
     """A TCP port that nobody uses on loopback now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports that nobody uses on loopback now, and that the system hands to nobody by itself.
+
+    It is half a minute until some of them are bound; a port of the range for outgoing connections could be one of
+    Ray's own by then. Raises: OSError if there are none left.
+    """
+    found: list[int] = []
+    for port in secrets.SystemRandom().sample(OWN_PORTS, len(OWN_PORTS)):
+        if len(found) == count:
+            break
+        if port_is_free("127.0.0.1", port):
+            found.append(port)
+    if len(found) < count:
+        raise OSError(f"fewer than {count} free TCP ports on loopback from {OWN_PORTS.start} to {OWN_PORTS.stop - 1}")
+    return found
 
 
 def port_is_free(host: str, port: int) -> bool:
@@ -126,7 +143,7 @@ def _init_arguments(settings: Settings, temp_dir: Path) -> dict[str, Any]:
 def _haproxy_variables(temp_dir: Path) -> dict[str, str]:
     folder = temp_dir / "h"  # short: see TEMP_ROOT_CHARS_MAX
     folder.mkdir(mode=0o700)
-    stats_port, metrics_port, fallback_port = free_port(), free_port(), free_port()
+    stats_port, metrics_port, fallback_port = free_ports(3)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_write_wrapper(folder, stats_port, metrics_port)),

@@ -12,7 +12,15 @@ import psutil
 import pytest
 
 from cluster.preflight import preflight
-from cluster.ray_environment import RayEnvironment, free_port, make_temp_dir, plan_ray, port_is_free
+from cluster.ray_environment import (
+    OWN_PORTS,
+    RayEnvironment,
+    free_port,
+    free_ports,
+    make_temp_dir,
+    plan_ray,
+    port_is_free,
+)
 from cluster.reaper import MARK, marked, reap
 from cluster.settings import settings_from
 from cluster.state_folder import MARKER, RunningSystem, StateFolder
@@ -252,6 +260,13 @@ def test_port_probe():
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert not port_is_free("127.0.0.1", other.getsockname()[1])
     assert port_is_free("127.0.0.1", free_port())
+
+
+def test_free_ports_are_different_and_not_given_out_by_the_system():
+    """Below the range of outgoing connections, where one could be taken before it is bound."""
+    ports = free_ports(50)
+    assert len(set(ports)) == 50
+    assert all(port in OWN_PORTS and port < 32_768 and port_is_free("127.0.0.1", port) for port in ports)
 
 
 # -- reaper -----------------------------------------------------------------------------------------------------

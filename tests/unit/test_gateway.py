@@ -454,7 +454,7 @@ def test_a_streamed_query_tells_the_recall_first() -> None:
     assert answer.headers["content-type"].startswith("text/event-stream")
     (first, recall), *tokens, (last, done) = events(answer.text)
     assert (first, last, {kind for kind, _ in tokens}) == ("recall", "done", {"token"})
-    assert recall == {name: plain[name] for name in ("in_scope", "score", "facts", "version")}
+    assert recall == {name: plain[name] for name in ("in_scope", "score", "match", "facts", "version")}
     assert "".join(piece["text"] for _, piece in tokens) == plain["text"]
     assert (done["finish_reason"], done["usage"]["tokens"]) == ("stop", 3)
     assert set(done["usage"]["ms"]) == set(plain["usage"]["ms"])

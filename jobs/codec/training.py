@@ -1,11 +1,16 @@
 """Training of the latent codec: encoder, memory and decoder jointly, by the paper's loss (sec. 3, eq. 1).
 
-A batch is one episode: its sentences are written into one memory and read back from it.
+A batch is one or more episodes; the sentences of each are written into one memory and read back from it.
 
-    loss = reconstruction from the readout + auto-encoding past the memory + language model alone (readout 0)
-           + beta KL(reading weights || prior)
+    loss = a reconstruction from the readout + b auto-encoding past the memory + c language model alone (readout 0)
+           + beta KL(reading weights || prior) + spelling
 
-Dimension legend: N sentences of an episode, T tokens of the longest, K addresses, C latent size, D key size.
+A step decodes each sentence once, from the readout, from the latent itself or from nothing, drawn in the ratio a : b :
+c: in the mean that is the gradient of the sum, for a third of its cost. Spelling asks that the slots' states stand for
+the sentence's tokens. It needs no decoder and comes alone at first: a decoder that is shown states it cannot read
+learns nothing from them.
+
+Dimension legend: N sentences of a batch, T tokens of the longest, m slots, K addresses, C latent size, D key size.
 """
 
 from __future__ import annotations
@@ -14,7 +19,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,19 +36,23 @@ class CodecPlan:
     """Everything that decides the result, beside models and data."""
 
     seed: int = 0
-    steps: int = 2_000
+    steps: int = 20_000
     minutes: float = 180.0  # of two cores
-    episode: int = 16  # N
-    learning_rate: float = 2e-4  # of what is new: pooling, connector, adapters
-    encoder_learning_rate: float = 5e-5  # of the encoder's own layers
+    episode: int = 16  # sentences of one memory
+    episodes: int = 2  # of one step
+    learning_rate: float = 5e-4
     warmup_steps: int = 50
+    spelling_share: float = 0.2  # of the run, at its beginning, in which only spelling is trained
+    spelling_episodes: int = 8  # of one step, then
+    strange: float = 0.15  # share of the tokens that any other token replaces, then: so all of them are met
     ridge: float = 1e-4  # in units of an address's squared length
     latent_scale: float = 24.0  # stored latents are integers over this
-    noise: float = 0.1  # largest standard deviation of what is added to readouts: as much as other facts may disturb
-    drop: float = 0.05  # share of a latent's numbers that are dropped on the way past the memory
+    noise: float = 0.3  # largest standard deviation of what is added to readouts: as much as other facts may disturb
+    drop: float = 0.02  # share of a latent's numbers that are dropped on the way past the memory
     reconstruction: float = 1.0
-    auto_encoding: float = 1.0
-    language_model: float = 1.0
+    auto_encoding: float = 0.25
+    language_model: float = 0.0  # what is trained acts on the slots alone: without a readout nothing can change
+    spelling: float = 0.2
     divergence: float = 0.0  # beta; the paper's ablation is best without
     deviation: float = 0.1  # s of the reading weights, only for the divergence
     bfloat16: bool = True
@@ -52,32 +60,36 @@ class CodecPlan:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sentence: token ids for encoder and decoder, special tokens included, and its key (D,) as the gate has it."""
+    """One sentence: its ids for the encoder, special tokens included, and for the decoder, from a start to an end."""
 
     encoder_ids: tuple[int, ...]
     decoder_ids: tuple[int, ...]
-    key: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One episode as tensors: ids and masks (N, T), keys (N, D)."""
+    """Sentences as tensors: ids and masks (N, T), and for the encoder the decoder's tokens again, (N, m)."""
 
     encoder_ids: Tensor
     encoder_mask: Tensor
     decoder_ids: Tensor
     decoder_mask: Tensor
-    keys: Tensor
+    spelled: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> Batch:
+    def of(cls, rows: Sequence[Row], slots: int) -> Batch:
+        """Raises: ValueError for a sentence of more tokens than slots."""
+        longest = max(len(row.decoder_ids) - 2 for row in rows)
+        if longest > slots:
+            raise ValueError(f"a sentence of {longest} tokens does not fit {slots} slots")
         encoder_ids, encoder_mask = _padded([row.encoder_ids for row in rows])
         decoder_ids, decoder_mask = _padded([row.decoder_ids for row in rows])
-        return cls(encoder_ids, encoder_mask, decoder_ids, decoder_mask, torch.tensor([row.key for row in rows]))
+        spelled = [(row.decoder_ids[1:] + row.decoder_ids[-1:] * slots)[:slots] for row in rows]
+        return cls(encoder_ids, encoder_mask, decoder_ids, decoder_mask, torch.tensor(spelled))
 
 
 class CodecTrainer(TimedTrainer):
-    """A latent codec in training. Every step draws one episode of distinct sentences."""
+    """A latent codec in training. Every step draws episodes of distinct sentences."""
 
     def __init__(
         self,
@@ -89,35 +101,35 @@ class CodecTrainer(TimedTrainer):
     ) -> None:
         """`addressing` turns keys (N, D) into addresses (N, K). Parameters that need no gradient stay as they are.
 
-        Raises: ValueError for fewer rows than an episode has.
+        Raises: ValueError for fewer rows than a step draws.
         """
-        if len(rows) < plan.episode:
-            raise ValueError(f"an episode has {plan.episode} sentences, there are {len(rows)}")
+        drawn = plan.episode * max(plan.episodes, plan.spelling_episodes if plan.spelling_share else 0)
+        if len(rows) < drawn:
+            raise ValueError(f"a step draws {drawn} sentences, there are {len(rows)}")
         self.plan, self.rows = plan, rows
         self.encoder, self.decoder, self._addressing = encoder.eval(), decoder.eval(), addressing
-        own = _trained(encoder.backbone, "encoder.backbone.")
-        new = {name: one for name, one in _trained(encoder, "encoder.").items() if name not in own}
-        new |= _trained(decoder, "decoder.")
-        groups = {plan.encoder_learning_rate: own, plan.learning_rate: new}
-        super().__init__(plan, {rate: group for rate, group in groups.items() if group})
+        super().__init__(plan, {plan.learning_rate: _trained(encoder, "encoder.") | _trained(decoder, "decoder.")})
 
-    def losses(self, batch: Batch, noise: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Each term of the loss that has a weight, in nats, of one episode. Without `noise` nothing is disturbed."""
-        with precision(self.plan.bfloat16):
-            latents = self.encoder(batch.encoder_ids, batch.encoder_mask)
-        stored = quantise(latents.float(), self.plan.latent_scale)
-        addresses = self._addressing(batch.keys).float()
-        readouts = read(addresses, write(addresses, stored, self.plan.ridge))  # the algebra stays in float32
-        if noise is not None:
-            deviation = self.plan.noise * torch.rand(len(readouts), 1, generator=noise)
-            readouts = readouts + deviation * torch.randn(readouts.shape, generator=noise)
-            stored = stored * (torch.rand(stored.shape, generator=noise) >= self.plan.drop)
-        seen = {
-            "reconstruction": readouts,
-            "auto_encoding": stored,
-            "language_model": torch.zeros_like(readouts),
+    @property
+    def spelling_only(self) -> bool:
+        """Whether the run is in its first part."""
+        return self.progress < self.plan.spelling_share
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """These sentences, for these models."""
+        return Batch.of(rows, self.decoder.plan.slots)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Each term of the loss that has a weight, in nats, of one episode, undisturbed."""
+        stored, readouts, addresses = self._read(batch)
+        seen = {"reconstruction": readouts, "auto_encoding": stored, "language_model": torch.zeros_like(readouts)}
+        terms = {
+            name: self._decoded(batch, given, self.decoder.slots(given))
+            for name, given in seen.items()
+            if getattr(self.plan, name)
         }
-        terms = {name: self._decoded(batch, given) for name, given in seen.items() if getattr(self.plan, name)}
+        if self.plan.spelling:
+            terms["spelling"] = self._spelled(batch, self.decoder.slots(readouts))
         if self.plan.divergence:
             terms["divergence"] = weights_divergence(addresses, self.plan.deviation)
         return terms
@@ -125,10 +137,9 @@ class CodecTrainer(TimedTrainer):
     @torch.inference_mode()
     def rebuilt(self, batch: Batch) -> tuple[float, float]:
         """Of one episode read back undisturbed: the share of tokens that are likeliest, and of sentences whole."""
-        addresses = self._addressing(batch.keys).float()
-        stored = quantise(self.encoder(batch.encoder_ids, batch.encoder_mask).float(), self.plan.latent_scale)
-        readouts = read(addresses, write(addresses, stored, self.plan.ridge))
-        logits = self.decoder(batch.decoder_ids, batch.decoder_mask, readouts)
+        _, readouts, _ = self._read(batch)
+        with precision(self.plan.bfloat16):
+            logits = self.decoder(batch.decoder_ids, batch.decoder_mask, readouts)
         right = logits[:, :-1].argmax(-1) == batch.decoder_ids[:, 1:]
         counted = batch.decoder_mask[:, 1:].bool()
         return float(right[counted].float().mean()), float((right | ~counted).all(1).float().mean())
@@ -141,17 +152,67 @@ class CodecTrainer(TimedTrainer):
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
     def _loss(self, rng: random.Random) -> Tensor:
-        batch = Batch.of(rng.sample(self.rows, self.plan.episode))
-        terms = self.losses(batch, torch.Generator().manual_seed(rng.getrandbits(63)))
-        weights = {name: getattr(self.plan, name) for name in terms}
-        return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        episodes = self.plan.spelling_episodes if self.spelling_only else self.plan.episodes
+        batch = self.batch(rng.sample(self.rows, self.plan.episode * episodes))
+        draw = torch.Generator().manual_seed(rng.getrandbits(63))
+        if self.spelling_only:
+            return self._spelling_loss(batch, draw)
+        stored, readouts, addresses = self._read(batch, episodes)
+        deviation = self.plan.noise * torch.rand(len(readouts), 1, generator=draw)
+        readouts = readouts + deviation * torch.randn(readouts.shape, generator=draw)
+        past = stored * (torch.rand(stored.shape, generator=draw) >= self.plan.drop)
+        weights = torch.tensor([self.plan.reconstruction, self.plan.auto_encoding, self.plan.language_model])
+        drawn = torch.multinomial(weights, len(readouts), replacement=True, generator=draw).unsqueeze(1)  # (N, 1)
+        given = torch.where(drawn == 0, readouts, torch.where(drawn == 1, past, torch.zeros_like(past)))
+        states = self.decoder.slots(given)
+        loss = weights.sum() * self._decoded(batch, given, states)
+        if self.plan.spelling:
+            loss = loss + self.plan.spelling * self._spelled(batch, states, (drawn < 2).expand_as(batch.spelled))
+        if self.plan.divergence:
+            loss = loss + self.plan.divergence * weights_divergence(addresses, self.plan.deviation)
+        return loss
 
-    def _decoded(self, batch: Batch, readouts: Tensor) -> Tensor:
+    def _spelling_loss(self, batch: Batch, draw: torch.Generator) -> Tensor:
+        """Spelling past the memory, of sentences in which some tokens are any tokens."""
+        table = self.decoder.decoder.get_input_embeddings()
+        words = batch.decoder_mask.sum(1, keepdim=True) - 2
+        strange = torch.rand(batch.spelled.shape, generator=draw) < self.plan.strange
+        strange &= torch.arange(batch.spelled.shape[1]) < words  # the fill stays
+        others = torch.randint(table.num_embeddings, batch.spelled.shape, generator=draw)
+        spelled = torch.where(strange, others, batch.spelled)
+        changed = Batch(batch.encoder_ids, batch.encoder_mask, batch.decoder_ids, batch.decoder_mask, spelled)
+        with precision(self.plan.bfloat16):
+            latents, _ = self.encoder(batch.encoder_ids, batch.encoder_mask, spelled)
+        given = quantise(latents.float(), self.plan.latent_scale)
+        deviation = self.plan.noise * torch.rand(len(given), 1, generator=draw)
+        states = self.decoder.slots(given + deviation * torch.randn(given.shape, generator=draw))
+        wished = table(spelled).detach().float()
+        distance = (states - wished).square().mean() / self.decoder.slots.size**2
+        return self._spelled(changed, states) + distance
+
+    def _read(self, batch: Batch, episodes: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """What is stored of each sentence (N, C), what its episode's memory returns for it, and addresses (N, K)."""
+        with precision(self.plan.bfloat16):
+            latents, keys = self.encoder(batch.encoder_ids, batch.encoder_mask, batch.spelled)
+        stored = quantise(latents.float(), self.plan.latent_scale)
+        addresses = self._addressing(keys).float()
+        pairs = zip(addresses.chunk(episodes), stored.chunk(episodes), strict=True)
+        readouts = [read(own, write(own, latent, self.plan.ridge)) for own, latent in pairs]
+        return stored, torch.cat(readouts), addresses  # the algebra stays in float32
+
+    def _decoded(self, batch: Batch, given: Tensor, states: Tensor) -> Tensor:
         """Mean negative log likelihood of the tokens after the first; padding is left out."""
         with precision(self.plan.bfloat16):
-            logits = self.decoder(batch.decoder_ids, batch.decoder_mask, readouts)
+            logits = self.decoder.speak(batch.decoder_ids, batch.decoder_mask, given, states)
         labels = batch.decoder_ids.masked_fill(batch.decoder_mask == 0, IGNORED)
         return cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+    def _spelled(self, batch: Batch, states: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Mean negative log likelihood that each state stands for its token; of the fill, only the first counts."""
+        words = batch.decoder_mask.sum(1, keepdim=True) - 2
+        kept = torch.arange(batch.spelled.shape[1]) <= words
+        kept = kept if counted is None else kept & counted
+        return cross_entropy(self.decoder.slots.spelled(states[kept]), batch.spelled[kept])
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -171,5 +232,5 @@ def _padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return tokens, mask
 
 
-def _trained(module: nn.Module | Any, prefix: str) -> dict[str, nn.Parameter]:
+def _trained(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
     return {f"{prefix}{name}": parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

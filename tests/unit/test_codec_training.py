@@ -12,23 +12,26 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from jobs.codec.training import Batch, CodecPlan, CodecTrainer, Row
 from workers.latent_model import LatentDecoder, LatentEncoder, LatentPlan
 
-SHAPE = LatentPlan(latent_size=96, queries=8, attention_heads=2, slots=4, rank=32)
+SHAPE = LatentPlan(latent_size=96, slots=8, attention_heads=2, width=64)
 PLAN = CodecPlan(
-    steps=150, episode=10, learning_rate=3e-3, encoder_learning_rate=1e-3, warmup_steps=5, bfloat16=False,
+    steps=150, episode=10, episodes=1, spelling_episodes=2, learning_rate=3e-3, warmup_steps=5, bfloat16=False,
     language_model=0.1,
 )  # fmt: skip
-KEY_SIZE, START, END = 16, 1, 2
+KEY_SIZE, START, END = 32, 1, 2
 
 
 def corpus(count: int = 50) -> list[Row]:
-    """Sentences of 4 to 8 words out of 40, each with a key of its own."""
+    """Sentences of 4 to 8 words out of 40."""
     rng = random.Random(0)
     rows = []
     for _ in range(count):
         words = [rng.randrange(3, 43) for _ in range(rng.randint(4, 8))]
-        key = torch.nn.functional.normalize(torch.tensor([rng.gauss(0, 1) for _ in range(KEY_SIZE)]), dim=0)
-        rows.append(Row(tuple(words), (START, *words, END), tuple(key.tolist())))
+        rows.append(Row(tuple(words), (START, *words, END)))
     return rows
+
+
+def batch(rows: list[Row]) -> Batch:
+    return Batch.of(rows, SHAPE.slots)
 
 
 def addressing(keys: torch.Tensor) -> torch.Tensor:
@@ -53,7 +56,8 @@ def trainer(plan: CodecPlan = PLAN) -> CodecTrainer:
             intermediate_size=96, max_position_embeddings=32,
         )
     )  # fmt: skip
-    return CodecTrainer(LatentEncoder(encoder, SHAPE), LatentDecoder(decoder, SHAPE), addressing, corpus(), plan)
+    codec = LatentEncoder(encoder, decoder.get_input_embeddings(), SHAPE), LatentDecoder(decoder, SHAPE)
+    return CodecTrainer(*codec, addressing, corpus(), plan)
 
 
 def test_fifty_sentences_are_memorised_and_rebuilt_through_the_memory():
@@ -63,27 +67,27 @@ def test_fifty_sentences_are_memorised_and_rebuilt_through_the_memory():
     for _ in one.run(lambda _share, loss: losses.append(loss)):
         pass
     assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
-    shares = [one.rebuilt(Batch.of(one.rows[start : start + 10])) for start in range(0, 50, 10)]
+    shares = [one.rebuilt(one.batch(one.rows[start : start + 10])) for start in range(0, 50, 10)]
     assert sum(tokens for tokens, _ in shares) / 5 > 0.9
     blind = one.decoder(*_decoder_input(one), torch.zeros(50, 96))
-    assert blind[:, :-1].argmax(-1).ne(Batch.of(one.rows).decoder_ids[:, 1:]).float().mean() > 0.3
+    assert blind[:, :-1].argmax(-1).ne(batch(one.rows).decoder_ids[:, 1:]).float().mean() > 0.3
 
 
 @torch.no_grad()
 def _decoder_input(one: CodecTrainer):
-    batch = Batch.of(one.rows)
-    return batch.decoder_ids, batch.decoder_mask
+    all_rows = batch(one.rows)
+    return all_rows.decoder_ids, all_rows.decoder_mask
 
 
 def test_padding_and_order_do_not_change_the_loss():
     """An episode in another order, and beside a sentence that makes all others longer by padding."""
     one = trainer()
     rows = corpus(10)
-    straight = one.losses(Batch.of(rows))
-    turned = one.losses(Batch.of(rows[::-1]))
-    wide = Batch.of(rows)
+    straight = one.losses(batch(rows))
+    turned = one.losses(batch(rows[::-1]))
+    wide = batch(rows)
     padded = Batch(*(_widened(ids) for ids in (wide.encoder_ids, wide.encoder_mask)),
-                   *(_widened(ids) for ids in (wide.decoder_ids, wide.decoder_mask)), wide.keys)  # fmt: skip
+                   *(_widened(ids) for ids in (wide.decoder_ids, wide.decoder_mask)), wide.spelled)  # fmt: skip
     for other in (turned, one.losses(padded)):
         for name, value in straight.items():
             assert float(other[name].detach()) == pytest.approx(float(value.detach()), rel=1e-4), name
@@ -105,15 +109,15 @@ def test_a_resumed_run_gives_the_same_curve(tmp_path):
 
 
 def test_terms_with_and_without_divergence():
-    """Three terms by default; beta brings the fourth. A term of weight 0 is not computed."""
-    batch = Batch.of(corpus(10))
-    assert set(trainer().losses(batch)) == {"reconstruction", "auto_encoding", "language_model"}
-    assert set(trainer(replace(PLAN, language_model=0.0)).losses(batch)) == {"reconstruction", "auto_encoding"}
-    assert float(trainer(replace(PLAN, divergence=0.5)).losses(batch)["divergence"].detach()) > 0
+    """Four terms by default; beta brings the fifth. A term of weight 0 is not computed."""
+    ten = batch(corpus(10))
+    assert set(trainer().losses(ten)) == {"reconstruction", "auto_encoding", "language_model", "spelling"}
+    assert set(trainer(replace(PLAN, language_model=0.0)).losses(ten)) == {"reconstruction", "auto_encoding", "spelling"}
+    assert float(trainer(replace(PLAN, divergence=0.5)).losses(ten)["divergence"].detach()) > 0
 
 
 def test_what_is_frozen_stays():
-    """A decoder that needs no gradient is not trained; connector and pooling are."""
+    """A decoder that needs no gradient is not trained; slots and queries are."""
     torch.manual_seed(0)
     source = trainer()
     source.decoder.decoder.requires_grad_(False)
@@ -121,10 +125,10 @@ def test_what_is_frozen_stays():
     before = {name: tensor.clone() for name, tensor in one.decoder.decoder.state_dict().items()}
     one.step(), one.step()
     assert all(torch.equal(tensor, before[name]) for name, tensor in one.decoder.decoder.state_dict().items())
-    assert any(name.startswith("decoder.connector.") for name in one.tensors())
+    assert any(name.startswith("decoder.slots.") for name in one.tensors())
 
 
 def test_too_few_sentences_are_refused():
     one = trainer()
-    with pytest.raises(ValueError, match="an episode has 10 sentences, there are 9"):
+    with pytest.raises(ValueError, match="a step draws 20 sentences, there are 9"):
         CodecTrainer(one.encoder, one.decoder, addressing, corpus(9), PLAN)

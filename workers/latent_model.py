@@ -163,12 +163,12 @@ class LatentDecoder(nn.Module):
         """States (N, m, E) to the keys and values of their positions, -m to -1, in every layer."""
         cache = DynamicCache()
         positions = torch.arange(-self.plan.slots, 0, device=states.device).expand(len(states), -1)
-        self.decoder(
+        # Without the head: it would be asked for logits that nobody reads, and were most of the work.
+        getattr(self.decoder, "get_base_model", lambda: self.decoder)().base_model(
             inputs_embeds=states.to(self.decoder.get_input_embeddings().weight.dtype),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
         )
         return cache
 

@@ -3,12 +3,12 @@
     encoder   text -> z in R^C: m queries, one for each token of the decoder, look at an encoder's hidden states;
               each gives C / m numbers
     slots     z -> m states of the decoder's own size: block i of z becomes state i
-    decoder   states -> keys and values of m positions in every layer, in front of the text: the decoder runs over the
-              states once, with adapters in its maps; the text itself is read and spoken by the untouched decoder
+    reader    states -> keys and values of m positions in every layer: the decoder with adapters in its maps, once
+    decoder   the text, behind these positions, read and spoken by the decoder as it was given
 
 Where we differ from the reference: m positions with keys and values of their own instead of one with K = V; what is
-learned acts on the slots alone, so that the decoder without a readout is, to the bit, the decoder that was given; and
-a latent of zero is masked, not merely zero.
+learned acts on the slots alone, so that the decoder without a readout is the decoder that was given; and a latent of
+zero is masked, not merely zero.
 
 Dimension legend: N texts, T tokens of the longest for the encoder or the decoder, D hidden size of the encoder, C
 latent size, m slots, E hidden size of the decoder, L layers, V vocabulary.
@@ -16,7 +16,6 @@ latent size, m slots, E hidden size of the decoder, L layers, V vocabulary.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,12 +120,13 @@ class Slots(nn.Module):
 class LatentDecoder(nn.Module):
     """A causal LM conditioned on readouts. A readout of zeros is the LM itself."""
 
-    def __init__(self, decoder: Any, plan: LatentPlan) -> None:
-        """`decoder` is a transformers causal LM with rotary or relative positions, or one wrapped by `peft`."""
+    def __init__(self, decoder: Any, reader: Any, plan: LatentPlan) -> None:
+        """`decoder` is a transformers causal LM with rotary or relative positions, `reader` its `slot_reader`."""
         super().__init__()
         table = decoder.get_input_embeddings()
         self.plan = plan
         self.decoder = decoder
+        self.reader = reader
         self.slots = Slots(table, plan)
         self.embedding = nn.Linear(plan.latent_size, table.embedding_dim, bias=False) if plan.embedding else None
         if self.embedding is not None:
@@ -148,32 +148,33 @@ class LatentDecoder(nn.Module):
             embeddings = embeddings + self.embedding(readouts).unsqueeze(1).to(embeddings.dtype)  # zeros stay zeros
         seen = torch.cat([present.unsqueeze(1).expand(-1, self.plan.slots).to(mask.dtype), mask], dim=1)
         cache = self.prefix(states)
-        with self.untouched():
-            output = self.decoder(
-                inputs_embeds=embeddings,
-                attention_mask=seen,
-                position_ids=torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1),
-                past_key_values=cache,
-                use_cache=True,
-            )
+        output = self.decoder(
+            inputs_embeds=embeddings,
+            attention_mask=seen,
+            position_ids=torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
         logits: Tensor = output.logits
         return logits
 
     def prefix(self, states: Tensor) -> DynamicCache:
         """States (N, m, E) to the keys and values of their positions, -m to -1, in every layer."""
-        cache = DynamicCache()
         positions = torch.arange(-self.plan.slots, 0, device=states.device).expand(len(states), -1)
-        # Without the head: it would be asked for logits that nobody reads, and were most of the work.
-        getattr(self.decoder, "get_base_model", lambda: self.decoder)().base_model(
-            inputs_embeds=states.to(self.decoder.get_input_embeddings().weight.dtype),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return cache
+        return read_slots(self.reader, states, positions)
 
-    def untouched(self) -> AbstractContextManager[None]:
-        """Within it, the decoder is without its adapters."""
-        off = getattr(self.decoder, "disable_adapter", nullcontext)
-        context: AbstractContextManager[None] = off()
-        return context
+
+def read_slots(reader: Any, states: Tensor, positions: Tensor) -> DynamicCache:
+    """The reader over states (N, m, E) at `positions` (N, m): keys and values in every layer.
+
+    Without the model's head: it would be asked for logits that nobody reads, and were most of the work.
+    """
+    model = reader.get_base_model() if hasattr(reader, "get_base_model") else reader
+    cache = DynamicCache()
+    model.base_model(
+        inputs_embeds=states.to(model.get_input_embeddings().weight.dtype),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return cache

@@ -11,12 +11,14 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from jobs.codec.training import Batch, CodecPlan, CodecTrainer, Row
 from workers.latent_model import LatentDecoder, LatentEncoder, LatentPlan
+from workers.slot_reader import AdapterPlan, slot_reader
 
 SHAPE = LatentPlan(latent_size=96, slots=8, attention_heads=2, width=64)
 PLAN = CodecPlan(
     steps=150, episode=10, episodes=1, spelling_episodes=2, learning_rate=3e-3, warmup_steps=5, bfloat16=False,
     language_model=0.1,
 )  # fmt: skip
+ADAPTERS = AdapterPlan(rank=0)
 KEY_SIZE, START, END = 32, 1, 2
 
 
@@ -56,7 +58,7 @@ def trainer(plan: CodecPlan = PLAN) -> CodecTrainer:
             intermediate_size=96, max_position_embeddings=32,
         )
     )  # fmt: skip
-    codec = LatentEncoder(encoder, decoder.get_input_embeddings(), SHAPE), LatentDecoder(decoder, SHAPE)
+    codec = LatentEncoder(encoder, decoder.get_input_embeddings(), SHAPE), LatentDecoder(decoder, slot_reader(decoder, ADAPTERS), SHAPE)
     return CodecTrainer(*codec, addressing, corpus(), plan)
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from workers.latent_model import LatentDecoder, LatentEncoder, LatentPlan
+from workers.slot_reader import AdapterPlan, slot_reader
 
 PLAN = LatentPlan(latent_size=24, slots=4, attention_heads=2, width=32)
 
@@ -33,7 +33,8 @@ def decoder(plan: LatentPlan = PLAN) -> LatentDecoder:
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=48, max_position_embeddings=64,
     )  # fmt: skip
-    return LatentDecoder(LlamaForCausalLM(config).eval(), plan)
+    speaking = LlamaForCausalLM(config).eval()
+    return LatentDecoder(speaking, slot_reader(speaking, AdapterPlan(rank=4)), plan)
 
 
 TOKENS = torch.tensor([[1, 7, 9, 12, 3], [1, 8, 4, 0, 0]])
@@ -69,8 +70,9 @@ def test_adapters_change_what_is_said_of_a_readout_and_nothing_else() -> None:
     torch.manual_seed(2)
     readouts = torch.stack([torch.randn(24), torch.zeros(24)])
     before = ours(TOKENS, MASK, readouts)
-    adapters = LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False)
-    ours.decoder = get_peft_model(ours.decoder, adapters)
+    for name, adapter in ours.reader.named_parameters():
+        if "lora_B" in name:
+            adapter.add_(torch.randn_like(adapter) * 0.1)
     after = ours(TOKENS, MASK, readouts)
     assert torch.allclose(after[1, :3], before[1, :3], atol=1e-5)
     assert (after[0] - before[0]).abs().max() > 1e-4
@@ -123,6 +125,19 @@ def test_slots_have_keys_and_values_of_their_own_in_every_layer() -> None:
     for layer in cache.layers:
         assert layer.keys.shape == layer.values.shape == (2, 2, 4, 8)
         assert not torch.allclose(layer.keys, layer.values)
+
+
+def test_a_reader_shares_all_but_its_adapters() -> None:
+    """Same storage for every weight that is frozen; trained in full, it shares nothing and leaves the decoder alone."""
+    ours = decoder()
+    held = {parameter.data_ptr() for parameter in ours.decoder.parameters()}
+    for name, parameter in ours.reader.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name) == (parameter.data_ptr() not in held), name
+    full = slot_reader(ours.decoder, AdapterPlan(rank=0))
+    assert all(one.requires_grad and one.data_ptr() not in held for one in full.parameters())
+    assert not any(one.requires_grad for one in ours.decoder.parameters())
+    with pytest.raises(ValueError, match="rank must be 0 or more"):
+        AdapterPlan(rank=-1)
 
 
 @torch.inference_mode()

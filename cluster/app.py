@@ -44,6 +44,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         settings.state_dir / "bundle",
         encoder=parts.encoder,
         decoder=parts.decoder,
+        codec=parts.codec,
         answer_bias=parts.answer_bias,
         verify=parts.verify,
     )

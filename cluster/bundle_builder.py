@@ -16,7 +16,8 @@ from typing import Any
 from cluster.settings import BundleSettings
 from cluster.startup_events import Listener, StageReached
 from memory_actor.errors import LarimarError, ModelMissing, StartupFailed
-from workers.bundle import Bundle, materialise_bundle
+from workers.bundle import Bundle, materialise_bundle, prompt_part
+from workers.codec_card import TOKEN_CODEC, locate_codec
 from workers.sources import locate_model
 from workers.trained_scope import SCOPE_ENCODER, read_card
 
@@ -28,6 +29,8 @@ def check_models(folder: Path, parts: BundleSettings) -> None:
     with contextlib.suppress(ModelMissing):
         Bundle.open(folder)
         return
+    if parts.codec != TOKEN_CODEC:
+        locate_codec(parts.codec)
     for what, source in (("encoder", parts.encoder), ("decoder", parts.decoder)):
         if source == SCOPE_ENCODER:
             locate_model(read_card()["base"], what)
@@ -52,8 +55,11 @@ def _fits(folder: Path, parts: BundleSettings) -> bool:
         return False
     manifest = bundle.manifest
     verified = parts.verify and parts.encoder == SCOPE_ENCODER
-    stored = (manifest.encoder.source, manifest.decoder.source, manifest.prompt.answer_bias, manifest.verifier is None)
-    same = stored == (parts.encoder, parts.decoder, parts.answer_bias, not verified)
+    same = (
+        bundle.sources == (parts.encoder, parts.decoder, parts.codec)
+        and manifest.prompt == prompt_part(parts.codec, parts.answer_bias)
+        and (manifest.verifier is None) == (not verified)
+    )
     return same and bundle.is_current() and bundle.identity_files_intact() and bundle.verifier_is_current()
 
 

@@ -40,6 +40,19 @@ app = typer.Typer(
 )
 
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to bind.  [default: 127.0.0.1]")]
+CODECS = {"token-smollm2-135m": "token", "latent-smollm2-135m": "larimar:latent"}  # of the bundles by name
+
+
+def _known_bundle(name: str | None) -> str | None:
+    if name is not None and name not in CODECS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(CODECS)}; set bundle.codec for one of your own")
+    return name
+
+
+BundleOption = Annotated[
+    str | None,
+    typer.Option("--bundle", callback=_known_bundle, help="token-smollm2-135m (default) or latent-smollm2-135m."),
+]
 PortOption = Annotated[int | None, typer.Option("--port", "-p", help="TCP port.  [default: 8000]")]
 
 
@@ -51,12 +64,15 @@ def up(
     config: ConfigOption = None,
     host: HostOption = None,
     port: PortOption = None,
+    bundle: BundleOption = None,
     assignments: SetOption = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and stop on Ctrl-C.")] = False,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Start Ray and the whole system on this machine."""
-    settings = settings_of(config, state_dir, assignments, **{"http.host": host, "http.port": port})
+    codec = None if bundle is None else CODECS[bundle]
+    more = {"http.host": host, "http.port": port, "bundle.codec": codec}
+    settings = settings_of(config, state_dir, assignments, **more)
     shown = Output(output)
     if foreground:
         _run_here(settings, shown)

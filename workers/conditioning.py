@@ -4,59 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import DynamicCache
 
 from workers.bundle import PromptPart
 from workers.ports import AnswerMode, Condition
 from workers.sampling import TargetBias
 from workers.templates import PromptTemplates
 
+if TYPE_CHECKING:  # a bundle without a trained codec needs no peft
+    from workers.slot_head import SlotHead
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderPrompt:
-    """A prompt in token ids: `before`, the recalled fact's soft prefix, `after`. Without a fact all is in `before`."""
+    """A prompt in token ids: `before`, the recalled fact, `after`. Without a fact all is in `before`.
+
+    The fact is a soft prefix, or `slots` positions in front of everything whose keys and values `Conditioning.head`
+    gives.
+    """
 
     before: list[int]
     condition: Condition | None
     after: list[int]
     bias: TargetBias | None = None
+    slots: int = 0
 
     def __len__(self) -> int:
         """Positions the decoder sees."""
-        fact = 0 if self.condition is None else len(self.condition.candidates)
-        return len(self.before) + fact + len(self.after)
+        soft = 0 if self.condition is None or self.slots else len(self.condition.candidates)
+        return self.slots + len(self.before) + soft + len(self.after)
 
 
 class Conditioning:
     """What a model is fed for a query, alone or with a recalled fact. The same for whoever runs the model.
 
-    Alone, a query is what the plain model's users feed it. With a fact, the bundle's template and the soft prefix
-    (expected embeddings of the recalled tokens) come first, and the target's tokens get a bias.
+    Alone, a query is what the plain model's users feed it. With a fact, either the bundle's template and the soft
+    prefix (expected embeddings of the recalled tokens) come first, or, with a codec that has slots, these stand in
+    front of the same query; and the target's tokens get a bias.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, part: PromptPart) -> None:
+    def __init__(self, model: Any, tokenizer: Any, part: PromptPart, head: SlotHead | None = None) -> None:
         """`model` is a transformers causal LM, `tokenizer` its tokenizer, `part` the bundle's wording and strengths."""
         self.tokenizer = tokenizer
         self.templates = PromptTemplates(tokenizer, part)
         self.end_tokens = _end_tokens(model, tokenizer)
         self._embed = model.get_input_embeddings()
         self._part = part
+        self._head = head
         self._unspaced = _unspaced_tokens(tokenizer)
 
     def prompt(self, text: str, mode: AnswerMode, condition: Condition | None = None) -> DecoderPrompt:
         """The query `text`, conditioned on a recalled fact if there is one."""
         if condition is None:
             return DecoderPrompt(self.templates.plain(text, mode), None, [])
+        if self._head is not None and condition.readout is not None:
+            slots = self._head.positions(condition.readout)
+            query = self.templates.plain(text, mode)
+            return DecoderPrompt([], condition, query, self._target_bias(text, mode, condition), slots)
         before, after = self.templates.conditioned(text, mode)
         return DecoderPrompt(before, condition, after, self._target_bias(text, mode, condition))
 
+    def head(self, prompts: Sequence[DecoderPrompt]) -> DynamicCache | None:
+        """Keys and values (1, heads, n, head size) of these prompts' slots, one after the other; None without any."""
+        readouts = [one.condition.readout for one in prompts if one.slots and one.condition is not None]
+        found = [readout for readout in readouts if readout is not None]
+        return None if self._head is None or not found else self._head(found)
+
     @torch.inference_mode()
     def embeddings(self, prompt: DecoderPrompt, start: int = 0) -> torch.Tensor:
-        """Embeddings (n, hidden) of a prompt from position `start` on, which is at most len(prompt.before)."""
+        """Embeddings (n, hidden) of a prompt from position `start` on, which is at most len(prompt.before).
+
+        Of slots there are none: what follows them is all there is.
+        """
         parts = [self.token_embeddings(prompt.before[start:])]
-        if prompt.condition is not None:
+        if prompt.condition is not None and not prompt.slots:
             device = self._embed.weight.device
             candidates = torch.from_numpy(prompt.condition.candidates).to(device)  # (T, B)
             probabilities = torch.from_numpy(prompt.condition.probabilities).to(device)

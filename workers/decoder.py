@@ -11,21 +11,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from memory_actor.errors import Overloaded, TextTooLong, Unavailable
-from workers.bundle import Bundle, PromptPart
+from workers.bundle import Bundle
+from workers.codecs import open_codec, open_head
 from workers.conditioning import Conditioning
 from workers.generation import DecodingBatch
 from workers.ports import AnswerMode, Codec, GenerationChunk, GenerationRequest
 from workers.runtime import quiet_transformers, resolve_device
 from workers.sampling import TokenChoice
 from workers.text_stream import TextStream
-from workers.token_codec import TokenCodec
 
 OnChunk = Callable[[GenerationChunk | Exception], None]
 CLOSE_TIMEOUT_S = 30.0
@@ -68,14 +67,14 @@ class CausalDecoder:
 
     def __init__(
         self,
-        folder: Path,
+        bundle: Bundle,
         codec: Codec,
-        part: PromptPart,
         *,
         device: str = "auto",
         batch_requests_max: int = 4,
         queue_max: int = 64,
     ) -> None:
+        folder = bundle.decoder_folder
         quiet_transformers()
         self.batch_requests_max = batch_requests_max
         self.queue_max = queue_max
@@ -83,7 +82,8 @@ class CausalDecoder:
         self._codec = codec
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
         self._model.eval().to(self.device)
-        self._conditioning = Conditioning(self._model, AutoTokenizer.from_pretrained(folder), part)
+        tokenizer, head = AutoTokenizer.from_pretrained(folder), open_head(bundle, self._model)
+        self._conditioning = Conditioning(self._model, tokenizer, bundle.manifest.prompt, head)
         self.tokens_max = int(self._model.config.max_position_embeddings)
         self._batch = DecodingBatch(self._model)
         # What stands before every recalled fact is the same each time: its keys and values are computed once. The
@@ -102,13 +102,8 @@ class CausalDecoder:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, device: str = "auto", batch_requests_max: int = 4) -> CausalDecoder:
-        return cls(
-            bundle.decoder_folder,
-            TokenCodec.from_bundle(bundle),
-            bundle.manifest.prompt,
-            device=device,
-            batch_requests_max=batch_requests_max,
-        )
+        codec = open_codec(bundle, device=device)
+        return cls(bundle, codec, device=device, batch_requests_max=batch_requests_max)
 
     def generate(self, request: GenerationRequest) -> Iterator[GenerationChunk]:
         """Chunks as they are made; dropping the iterator cancels the request.
@@ -162,7 +157,7 @@ class CausalDecoder:
         if condition is None:
             inputs = {"input_ids": torch.tensor([prompt.before], device=self.device)}
         else:
-            head = self._heads.get(tuple(prompt.before))
+            head = self._heads.get(tuple(prompt.before)) or self._conditioning.head([prompt])
             start = len(prompt.before) if head else 0
             inputs = {"inputs_embeds": self._conditioning.embeddings(prompt, start).unsqueeze(0)}
         if len(prompt) + request.max_tokens > self.tokens_max:

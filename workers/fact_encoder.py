@@ -13,10 +13,10 @@ from memory_actor.errors import LarimarError
 from memory_actor.types import EncodedFacts, FactText, Float16Array
 from workers.asked_sentence import key_texts
 from workers.bundle import Bundle
-from workers.ports import EncodedContent, Readback
+from workers.codecs import open_codec
+from workers.ports import Codec, EncodedContent, Readback
 from workers.scope_verifier import ScopeVerifier
 from workers.sentence_encoder import SentenceEncoder, TokenIds
-from workers.token_codec import TokenCodec
 
 
 class FactEncoder:
@@ -28,7 +28,7 @@ class FactEncoder:
     Each call gets its result or its own error; a text that is refused never fails the company it came in.
     """
 
-    def __init__(self, encoder: SentenceEncoder, codec: TokenCodec, verifier: ScopeVerifier | None = None) -> None:
+    def __init__(self, encoder: SentenceEncoder, codec: Codec, verifier: ScopeVerifier | None = None) -> None:
         self._encoder = encoder
         self._codec = codec
         self._verifier = verifier
@@ -36,7 +36,7 @@ class FactEncoder:
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, device: str = "auto", batch_texts_max: int = 64) -> FactEncoder:
         encoder = SentenceEncoder.from_bundle(bundle, device=device, batch_texts_max=batch_texts_max)
-        return cls(encoder, TokenCodec.from_bundle(bundle), ScopeVerifier.from_bundle(bundle, device=device))
+        return cls(encoder, open_codec(bundle, device=device), ScopeVerifier.from_bundle(bundle, device=device))
 
     def encode_facts(self, calls: Sequence[Sequence[FactText]]) -> list[EncodedFacts | LarimarError]:
         """Each call's facts to keys float16 and latents. Errors: TextTooLong with the fact's index in its call."""

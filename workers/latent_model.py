@@ -92,6 +92,8 @@ class LatentEncoder(nn.Module):
 class Slots(nn.Module):
     """Readouts to the states of m positions, in the language of the decoder's embeddings."""
 
+    size: Tensor  # standard deviation of an embedding's numbers
+
     def __init__(self, table: nn.Embedding, plan: LatentPlan) -> None:
         """`table` is the decoder's token embeddings (V, E); it is not a submodule."""
         super().__init__()

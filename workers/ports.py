@@ -40,11 +40,13 @@ class Condition:
 
     candidates (T, B) int64 token ids, best first; probabilities (T, B) float32, rows sum to 1.
     target_start: the position of the first target token; equals T when the fact has no target.
+    readout (P, C) float32: what a codec with slots puts in front of the decoder; None puts the candidates there.
     """
 
     candidates: NDArray[np.int64]
     probabilities: Float32Array
     target_start: int
+    readout: Float32Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ class AdapterPlan:
     """LoRA adapters in every linear map of every layer but the head."""
 
     rank: int = 16  # 0: no adapters, the reader is trained in full
-    alpha: float = 16.0
+    alpha: int = 16
 
     def __post_init__(self) -> None:
         if self.rank < 0 or self.alpha <= 0:

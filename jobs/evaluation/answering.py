@@ -14,12 +14,12 @@ from jobs.evaluation.branches import Branches, Piece, grow_trunk
 from memory_actor.errors import TextTooLong
 from memory_actor.types import FactText
 from workers.bundle import Bundle, PromptPart
+from workers.codecs import open_codec, open_head
 from workers.conditioning import Conditioning, DecoderPrompt
 from workers.ports import AnswerMode, GenerationRequest
 from workers.runtime import quiet_transformers, resolve_device
 from workers.sampling import TargetBias, TokenChoice
 from workers.templates import FACT
-from workers.token_codec import TokenCodec
 
 TRUNK_TOKENS_MIN = 16  # a shorter beginning costs more as a pass of its own than it saves
 # Tokens run side by side. On one CPU core more gains nothing: its passes are bound by arithmetic from here on.
@@ -55,8 +55,9 @@ class Answerer:
         folder = bundle.decoder_folder
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
         self.model.eval().to(self.device)
-        self.conditioning = Conditioning(self.model, AutoTokenizer.from_pretrained(folder), bundle.manifest.prompt)
-        self.codec = TokenCodec.from_bundle(bundle)
+        tokenizer, head = AutoTokenizer.from_pretrained(folder), open_head(bundle, self.model)
+        self.conditioning = Conditioning(self.model, tokenizer, bundle.manifest.prompt, head)
+        self.codec = open_codec(bundle, device=device)
         config = self.model.config
         # Within its window, a model with sliding attention is one with full attention.
         self.tokens_max = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or 1 << 62)
@@ -139,6 +140,9 @@ class Answerer:
 
     def _answer_pack(self, rows: list[_Row], trunk: DynamicCache | None, shared: int) -> None:
         branches = Branches(self.model, trunk)
+        slots = [(number, row.prompt.slots) for number, row in enumerate(rows) if row.prompt.slots]
+        if (head := self.conditioning.head([row.prompt for row in rows])) is not None:
+            branches.plant(head, slots)
         logits = self._prefill(branches, rows, shared)
         live = [number for number, row in enumerate(rows) if row.ask.max_tokens]
         logits = [logits[number] for number in live]
@@ -152,7 +156,8 @@ class Answerer:
         """
         pieces: list[Piece] = []
         for number, row in enumerate(rows):
-            pieces.append(Piece(self.conditioning.embeddings(row.prompt, shared), shared, number))
+            start = row.prompt.slots or shared
+            pieces.append(Piece(self.conditioning.embeddings(row.prompt, shared), start, number))
         for number, row in enumerate(rows):
             for candidate in row.candidates:
                 if len(candidate) > 1:

@@ -84,4 +84,8 @@ def _rounded(condition: Condition) -> dict[str, Any]:
     steps = np.rint(condition.probabilities * PROBABILITY_STEPS).astype(np.int64)
     rows = zip(condition.candidates.tolist(), steps.tolist(), strict=True)
     positions = [[pair for pair in zip(tokens, counts, strict=True) if pair[1]] for tokens, counts in rows]
-    return {"positions": positions, "target_start": condition.target_start}
+    rounded = {"positions": positions, "target_start": condition.target_start}
+    if condition.readout is None:
+        return rounded
+    readout = np.rint(condition.readout * PROBABILITY_STEPS).astype(np.int32)
+    return rounded | {"readout": hashlib.sha256(readout.tobytes()).hexdigest()}

@@ -48,6 +48,13 @@ class Branches:
                 self._cache.update(layer.keys, layer.values, index)
         self._branch = torch.full((self._cache.get_seq_length(),), TRUNK, device=model.device)  # (T,)
 
+    def plant(self, head: DynamicCache, lengths: Sequence[tuple[int, int]]) -> None:
+        """Begin branches with keys and values (1, heads, n, size) of `head`: of each branch so many, in this order."""
+        for index, layer in enumerate(head.layers):
+            self._cache.update(layer.keys, layer.values, index)
+        numbers = [number for number, length in lengths for _ in range(length)]
+        self._branch = torch.cat([self._branch, torch.tensor(numbers, device=self._model.device)])
+
     @torch.inference_mode()
     def feed(self, pieces: Sequence[Piece]) -> list[torch.Tensor]:
         """Run the pieces in one pass. Returns for each its wanted logits (kept, V), float32 on the CPU.

@@ -13,11 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.evaluation.key_encoder import KeyEncoder
 from jobs.evaluation.matches import Matches
 from workers.bundle import Bundle
+from workers.codecs import open_codec
 from workers.fact_encoder import FactEncoder
+from workers.row_codec import RowCodec
 from workers.scope_verifier import ScopeVerifier
 from workers.sentence_encoder import SentenceEncoder
 from workers.sources import locate_model
-from workers.token_codec import TokenCodec
 
 if TYPE_CHECKING:  # an experiment that decodes nothing needs neither Ray nor a data file
     from jobs.evaluation.answer_pool import AnswerPool
@@ -37,7 +38,7 @@ class Lab:
     """
 
     bundle: Bundle
-    codec: TokenCodec
+    codec: RowCodec
     encoder: KeyEncoder
     plain: KeyEncoder
     pool: AnswerPool
@@ -52,7 +53,7 @@ class Lab:
     @classmethod
     def open(cls, bundle: Bundle, pool: AnswerPool, data: EvalData, console: Console, *, device: str = "auto") -> Lab:
         """Load encoders and codec of `bundle`, and plain MiniLM. Raises: ModelMissing."""
-        codec = TokenCodec.from_bundle(bundle)
+        codec = open_codec(bundle, device=device)
         verifier = ScopeVerifier.from_bundle(bundle, device=device)
         encoder = KeyEncoder(FactEncoder(SentenceEncoder.from_bundle(bundle, device=device), codec))
         plain = encoder

@@ -22,7 +22,7 @@ from jobs.evaluation.lab import Lab
 from memory_actor.engine import EngineSettings, MemoryEngine
 from memory_actor.types import FactText, Float16Array, Idempotency, ReadMode, Retention, Verification
 from workers.ports import Condition
-from workers.token_codec import TokenCodec
+from workers.row_codec import RowCodec
 
 NEAREST_THRESHOLD = 0.70  # the paper's detector: plain MiniLM, cosine distance 0.3
 PROMPT_TOKENS_MAX = 1536  # of facts in the prompt; the default decoder's context is 2,048
@@ -245,7 +245,7 @@ class StoredFacts:
         return self._keys
 
 
-def whole(recollection: Recollection, fact: FactText, codec: TokenCodec) -> bool:
+def whole(recollection: Recollection, fact: FactText, codec: RowCodec) -> bool:
     """Whether every token of the fact's prompt and target came back."""
     if recollection.condition is None:
         return False

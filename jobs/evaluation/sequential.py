@@ -22,7 +22,7 @@ from jobs.evaluation.records import EditRecord
 from jobs.evaluation.statistics import share
 from memory_actor.types import FactText
 from workers.ports import AnswerMode
-from workers.token_codec import TokenCodec
+from workers.row_codec import RowCodec
 
 NAME = "sequential"
 STOPS = (10, 50, 100, 200, 500, 1000, 2000)  # edits after which past ones are asked for
@@ -110,7 +110,7 @@ def _speak(lab: Lab, stops: Sequence[Stop], facts: Sequence[FactText]) -> None:
         stop.said = [says(next(answers).text, facts[index].target or "") for index in stop.asked[:SPOKEN]]
 
 
-def stop_figures(stop: Stop, facts: Sequence[FactText], codec: TokenCodec) -> dict[str, Figure]:
+def stop_figures(stop: Stop, facts: Sequence[FactText], codec: RowCodec) -> dict[str, Figure]:
     """One point of each curve. Rows that keep the words themselves have no readout to compare: no `recall`."""
     place = NAME if stop.row == LarimarMemory.name else f"{NAME}.{stop.row}"
     end = f"_{stop.edits}"

@@ -23,7 +23,7 @@ from jobs.evaluation.records import QuestionRecord
 from jobs.evaluation.statistics import mean_interval, share, token_f1
 from memory_actor.types import FactText
 from workers.ports import AnswerMode
-from workers.token_codec import TokenCodec
+from workers.row_codec import RowCodec
 
 NAME = "zsre"
 TOKENS_MAX = 20  # generated per question, as GRACE does
@@ -94,7 +94,7 @@ class QuestionMark:
 
 
 def mark(
-    query: Query, recollection: Recollection, answer: Answer | None, base: Answer | None, codec: TokenCodec
+    query: Query, recollection: Recollection, answer: Answer | None, base: Answer | None, codec: RowCodec
 ) -> QuestionMark:
     """`base` is what the unedited model answers to the unrelated question of the same record."""
     in_scope = recollection.index is not None
@@ -108,7 +108,7 @@ def mark(
     return QuestionMark(in_scope, changed=changed)
 
 
-def said_tokens(text: str, codec: TokenCodec) -> list[int]:
+def said_tokens(text: str, codec: RowCodec) -> list[int]:
     """Decoder tokens of an answer without its final full stop and outer white space."""
     return codec.tokens(FactText("", text.strip().removesuffix(".")))[1]
 

@@ -148,7 +148,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(decoder):
 
 def test_the_queue_is_bounded_and_cancelled_requests_leave(bundle, codec):
     """With no room to wait, a request is refused; a dropped stream gives its place back; close ends the rest."""
-    small = CausalDecoder(bundle.decoder_folder, codec, bundle.manifest.prompt, batch_requests_max=1, queue_max=1)
+    small = CausalDecoder(bundle, codec, batch_requests_max=1, queue_max=1)
     endless = GenerationRequest("Count to a million: 1, 2,", AnswerMode.COMPLETE, max_tokens=4000)
     first = small.generate(endless)
     next(first)  # it has the only place

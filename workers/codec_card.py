@@ -1,0 +1,31 @@
+"""Which codec a bundle has, and the card of a trained one; without torch, since the process that only starts reads it.
+
+A trained codec is a folder: tensors and a card, a JSON object that says what it was trained for, how and with which
+results. Keys that are read: `shape`, `adapters`, `latent_scale`, `answer_bias`, and the hashes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from memory_actor.errors import ModelMissing
+from workers.trained_scope import CARD_FILE, read_card, tensor_files
+
+TOKEN_CODEC = "token"  # noqa: S105 - not a secret: training-free, the default
+LATENT_CODEC = "larimar:latent"  # the one of this package
+LATENT_FOLDER = Path(__file__).with_name("latent_smollm2_135m")
+CODEC_CURE = "Train it with 'larimar train codec', or set bundle.codec to token"
+
+
+def locate_codec(source: str) -> Path:
+    """The folder of `larimar:latent` or of a codec that was trained elsewhere. Raises: ModelMissing."""
+    folder = LATENT_FOLDER if source == LATENT_CODEC else Path(source).expanduser()
+    if not (folder / CARD_FILE).is_file() or not tensor_files(folder):
+        raise ModelMissing("trained latent codec", str(folder), CODEC_CURE)
+    return folder
+
+
+def read_codec(source: str) -> dict[str, Any]:
+    """The card of a trained codec. Raises: ModelMissing."""
+    return read_card(locate_codec(source))

@@ -105,7 +105,7 @@ class LatentCodec(RowCodec):
             spelled = self._slots.spelled(states)  # (P, m, V)
             lengths = row_lengths(self._worth(spelled), total)
             used = torch.cat([row[:length] for row, length in zip(spelled, lengths, strict=True)])
-        best = torch.topk(used.log_softmax(-1), self._part.candidates, dim=1)
+        best = torch.topk(used, self._part.candidates, dim=1)
         candidates: NDArray[np.int64] = best.indices.cpu().numpy()
         probabilities: Float32Array = best.values.softmax(-1).cpu().numpy()
         return Condition(candidates, probabilities, target_start, readout)

@@ -93,6 +93,7 @@ class Slots(nn.Module):
     """Readouts to the states of m positions, in the language of the decoder's embeddings."""
 
     size: Tensor  # standard deviation of an embedding's numbers
+    norms: Tensor  # (V,) of the embeddings
 
     def __init__(self, table: nn.Embedding, plan: LatentPlan) -> None:
         """`table` is the decoder's token embeddings (V, E); it is not a submodule."""
@@ -102,7 +103,9 @@ class Slots(nn.Module):
         self.widen = nn.Linear(plan.block_size, plan.width)
         self.narrow = nn.Linear(plan.width, table.embedding_dim)
         self.sharpness = nn.Parameter(torch.tensor(3.0))  # logarithm of what a cosine is multiplied by
-        self.register_buffer("size", table.weight.detach().float().std(), persistent=False)
+        weight = table.weight.detach().float()
+        self.register_buffer("size", weight.std(), persistent=False)
+        self.register_buffer("norms", weight.norm(dim=-1).clamp(min=1e-12), persistent=False)
 
     def forward(self, readouts: Tensor) -> Tensor:
         """Readouts (N, C) to states (N, m, E). Raises: ValueError for another shape."""
@@ -114,9 +117,9 @@ class Slots(nn.Module):
 
     def spelled(self, states: Tensor) -> Tensor:
         """States (..., E) to logits (..., V): which token a state stands for, by the cosine with its embedding."""
-        table = normalize(self._table[0].weight.detach(), dim=-1)
-        logits: Tensor = (normalize(states, dim=-1).to(table.dtype) @ table.T).float() * self.sharpness.exp()
-        return logits
+        table = self._table[0].weight.detach()
+        products: Tensor = (normalize(states, dim=-1).to(table.dtype) @ table.T).float()
+        return products / self.norms * self.sharpness.exp()
 
 
 class LatentDecoder(nn.Module):

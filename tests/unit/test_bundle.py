@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from memory_actor.errors import ModelMissing
-from workers.bundle import Bundle, Manifest, materialise_bundle
+from workers.bundle import Bundle, Manifest, hash_tokenizer, hash_weights, materialise_bundle
 
 
 @pytest.fixture
 def models(tmp_path):
     """An encoder and a decoder folder with the files a bundle is made of."""
-    import numpy as np
-
     for name, config in (
         ("encoder", {"hidden_size": 8, "max_position_embeddings": 16}),
         ("decoder", {"vocab_size": 50}),
@@ -102,6 +101,67 @@ def test_the_answer_bias_changes_without_a_rebuild(made, models):
     again = materialise_bundle(made.folder, **models, answer_bias=3.0)
     assert again.manifest.prompt.answer_bias == Bundle.open(made.folder).manifest.prompt.answer_bias == 3.0
     assert (made.decoder_folder / "model.safetensors").stat().st_ino == before
+
+
+@pytest.fixture
+def latent(tmp_path, models) -> str:
+    """A trained codec for these two models, as far as a bundle looks at it."""
+    folder = tmp_path / "codec"
+    folder.mkdir()
+    save_file({"x": np.zeros(3, np.float16)}, folder / "tensors-1-of-1.safetensors")
+    card = {
+        "encoder": "the encoder", "decoder": "the decoder", "shape": {"latent_size": 96, "slots": 12},
+        "latent_scale": 24, "answer_bias": 6.0, "encoder_sha256": hash_weights(tmp_path / "encoder"),
+        "decoder_tokenizer_sha256": hash_tokenizer(tmp_path / "decoder"),
+        "tensors_sha256": hash_weights(folder),
+    }  # fmt: skip
+    (folder / "card.json").write_text(json.dumps(card))
+    return str(folder)
+
+
+def test_a_latent_codec_brings_size_scale_and_bias(tmp_path, made, models, latent):
+    """Its shape and tensors are identity; going back to the token codec gives the first bundle again."""
+    other = materialise_bundle(made.folder, **models, codec=latent)
+    config = other.memory_config()
+    assert (other.manifest.name, other.sources[2]) == ("latent-decoder", latent)
+    assert (config.latent_size, config.latent_scale) == (96, 24)
+    assert other.manifest.prompt.answer_bias == 6.0
+    assert sorted(path.name for path in other.codec_folder.iterdir()) == ["card.json", "tensors-1-of-1.safetensors"]
+    for change in ({"codec__tensors_sha256": "x"}, {"codec__row_tokens": 4}, {"codec__rows_max": 2}):
+        assert changed(other, **change) != other.fingerprint != made.fingerprint
+    assert changed(other, codec__candidates=3) == other.fingerprint
+    assert materialise_bundle(made.folder, **models, codec=latent, answer_bias=2.0).manifest.prompt.answer_bias == 2.0
+    assert materialise_bundle(made.folder, **models).fingerprint == made.fingerprint
+
+
+def test_a_codec_trained_for_other_models_is_refused(tmp_path, models, latent):
+    card = json.loads((tmp_path / "codec" / "card.json").read_text())
+    for key in ("encoder_sha256", "decoder_tokenizer_sha256"):
+        (tmp_path / "codec" / "card.json").write_text(json.dumps(card | {key: "another"}))
+        with pytest.raises(ModelMissing, match="which was trained for the encoder and the decoder"):
+            materialise_bundle(tmp_path / "bundle", **models, codec=latent)
+    with pytest.raises(ModelMissing, match="larimar train codec"):
+        materialise_bundle(tmp_path / "bundle", **models, codec=str(tmp_path))
+
+
+def test_a_damaged_codec_is_replaced_at_the_next_start(tmp_path, models, latent):
+    bundle = materialise_bundle(tmp_path / "bundle", **models, codec=latent)
+    (bundle.codec_folder / "tensors-1-of-1.safetensors").write_bytes(b"torn")
+    assert not bundle.identity_files_intact()
+    assert materialise_bundle(tmp_path / "bundle", **models, codec=latent).identity_files_intact()
+    (bundle.codec_folder / "tensors-1-of-1.safetensors").unlink()
+    with pytest.raises(ModelMissing, match="codec files"):
+        Bundle.open(bundle.folder)
+
+
+def test_a_codec_is_opened_only_by_its_own_kind(tmp_path, models, latent):
+    from workers.latent_codec import LatentCodec
+    from workers.token_codec import TokenCodec
+
+    with pytest.raises(ModelMissing, match="has the latent codec"):
+        TokenCodec.from_bundle(materialise_bundle(tmp_path / "one", **models, codec=latent))
+    with pytest.raises(ModelMissing, match="has the token codec"):
+        LatentCodec(materialise_bundle(tmp_path / "two", **models))
 
 
 def test_layout_of_the_tokenizer_file_is_not_identity(made, models, tmp_path):

@@ -180,11 +180,11 @@ def bench(context: typer.Context) -> None:
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def train(
-    context: typer.Context, what: Annotated[str, typer.Argument(help="What to train: scope or verifier.")]
+    context: typer.Context, what: Annotated[str, typer.Argument(help="What to train: scope, verifier or codec.")]
 ) -> None:
-    """Train the scope encoder, or the verifier behind it: `larimar train scope --data DIR`."""
-    if what not in {"scope", "verifier"}:
-        raise typer.BadParameter(f"'{what}' cannot be trained; 'scope' and 'verifier' can")
+    """Train the scope encoder, the verifier behind it, or a latent codec: `larimar train scope --data DIR`."""
+    if what not in {"scope", "verifier", "codec"}:
+        raise typer.BadParameter(f"'{what}' cannot be trained; 'scope', 'verifier' and 'codec' can")
     done = subprocess.run([sys.executable, "-m", f"jobs.train_{what}", *context.args], check=False)  # noqa: S603
     raise typer.Exit(done.returncode)
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from jobs.company import Company
+
 
 class Plan(Protocol):
     """What a run needs to know of its plan."""
@@ -33,11 +35,20 @@ class Plan(Protocol):
 
 
 class TimedTrainer(ABC):
-    """Parameters in training. `step` is deterministic in (seed, number of the step), so a run can be resumed."""
+    """Parameters in training. `step` is deterministic in (seed, number of the step, rank): a run can be resumed."""
 
-    def __init__(self, plan: Plan, groups: Mapping[float, Mapping[str, torch.nn.Parameter]]) -> None:
-        """`groups` are the trained parameters by name, by their learning rate at its peak."""
+    def __init__(
+        self,
+        plan: Plan,
+        groups: Mapping[float, Mapping[str, torch.nn.Parameter]],
+        company: Company | None = None,
+    ) -> None:
+        """`groups` are the trained parameters by name, by their learning rate at its peak.
+
+        `company` are the processes that train the same parameters, each on batches of its own; None: there are none.
+        """
         self._run_plan = plan
+        self._company = company or Company()
         self.steps_done = 0
         self.cpu_s = 0.0
         self._parameters = {name: one for group in groups.values() for name, one in group.items()}
@@ -69,16 +80,19 @@ class TimedTrainer(ABC):
     def step(self) -> float:
         """One batch, forward and backward. Returns its loss."""
         started = time.process_time()
-        loss = self._loss(random.Random(f"{self._run_plan.seed}/{self.steps_done}"))  # noqa: S311 - reproducible
+        drawn = f"{self._run_plan.seed}/{self.steps_done}" + (f"/{self._company.rank}" if self._company.rank else "")
+        loss = self._loss(random.Random(drawn))  # noqa: S311 - reproducible
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._company.average([one.grad for one in self._parameters.values() if one.grad is not None])
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), 1.0)
         warm = min(1.0, (self.steps_done + 1) / self._run_plan.warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * min(warm, max(0.02, 1.0 - self.progress))
         self._optimizer.step()
         self.steps_done += 1
-        self.cpu_s += time.process_time() - started
+        # All go by one clock, or they would learn at different rates and end at different steps.
+        self.cpu_s = self._company.of_first(self.cpu_s + time.process_time() - started)
         return float(loss.detach())
 
     def save(self, path: Path) -> None:
@@ -104,7 +118,7 @@ class TimedTrainer(ABC):
 
 
 @contextmanager
-def precision(bfloat16: bool) -> Iterator[None]:
+def precision(bfloat16: bool, device: str = "cpu") -> Iterator[None]:
     """Matrix products in bfloat16, if so wished; weights stay float32."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
         yield

@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from jobs.codec.episode import quantise, read, weights_divergence, write
+from jobs.company import Company
 from jobs.timed_training import TimedTrainer, precision
 from workers.latent_model import LatentDecoder, LatentEncoder
 
@@ -37,12 +38,12 @@ class CodecPlan:
 
     seed: int = 0
     steps: int = 20_000
-    minutes: float = 180.0  # of two cores
+    minutes: float = 65.0  # of two cores
     episode: int = 16  # sentences of one memory
     episodes: int = 2  # of one step
     learning_rate: float = 5e-4
     warmup_steps: int = 50
-    spelling_share: float = 0.2  # of the run, at its beginning, in which only spelling is trained
+    spelling_share: float = 0.15  # of the run, at its beginning, in which only spelling is trained
     spelling_episodes: int = 8  # of one step, then
     strange: float = 0.15  # share of the tokens that any other token replaces, then: so all of them are met
     ridge: float = 1e-4  # in units of an address's squared length
@@ -52,7 +53,7 @@ class CodecPlan:
     reconstruction: float = 1.0
     auto_encoding: float = 0.25
     language_model: float = 0.0  # what is trained acts on the slots alone: without a readout nothing can change
-    spelling: float = 0.2
+    spelling: float = 0.5
     divergence: float = 0.0  # beta; the paper's ablation is best without
     deviation: float = 0.1  # s of the reading weights, only for the divergence
     bfloat16: bool = True
@@ -87,6 +88,11 @@ class Batch:
         spelled = [(row.decoder_ids[1:] + row.decoder_ids[-1:] * slots)[:slots] for row in rows]
         return cls(encoder_ids, encoder_mask, decoder_ids, decoder_mask, torch.tensor(spelled))
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        parts = (self.encoder_ids, self.encoder_mask, self.decoder_ids, self.decoder_mask, self.spelled)
+        return Batch(*(part.to(device) for part in parts))
+
 
 class CodecTrainer(TimedTrainer):
     """A latent codec in training. Every step draws episodes of distinct sentences."""
@@ -98,8 +104,12 @@ class CodecTrainer(TimedTrainer):
         addressing: Callable[[Tensor], Tensor],
         rows: Sequence[Row],
         plan: CodecPlan,
+        *,
+        company: Company | None = None,
     ) -> None:
         """`addressing` turns keys (N, D) into addresses (N, K). Parameters that need no gradient stay as they are.
+
+        Batches go where the slots are; what is drawn does not depend on that.
 
         Raises: ValueError for fewer rows than a step draws.
         """
@@ -108,7 +118,9 @@ class CodecTrainer(TimedTrainer):
             raise ValueError(f"a step draws {drawn} sentences, there are {len(rows)}")
         self.plan, self.rows = plan, rows
         self.encoder, self.decoder, self._addressing = encoder.eval(), decoder.eval(), addressing
-        super().__init__(plan, {plan.learning_rate: _trained(encoder, "encoder.") | _trained(decoder, "decoder.")})
+        self.device = decoder.slots.narrow.weight.device
+        trained = _trained(encoder, "encoder.") | _trained(decoder, "decoder.")
+        super().__init__(plan, {plan.learning_rate: trained}, company)
 
     @property
     def spelling_only(self) -> bool:
@@ -117,7 +129,7 @@ class CodecTrainer(TimedTrainer):
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """These sentences, for these models."""
-        return Batch.of(rows, self.decoder.plan.slots)
+        return Batch.of(rows, self.decoder.plan.slots).to(self.device)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Each term of the loss that has a weight, in nats, of one episode, undisturbed."""
@@ -135,14 +147,34 @@ class CodecTrainer(TimedTrainer):
         return terms
 
     @torch.inference_mode()
-    def rebuilt(self, batch: Batch) -> tuple[float, float]:
-        """Of one episode read back undisturbed: the share of tokens that are likeliest, and of sentences whole."""
-        _, readouts, _ = self._read(batch)
-        with precision(self.plan.bfloat16):
-            logits = self.decoder(batch.decoder_ids, batch.decoder_mask, readouts)
-        right = logits[:, :-1].argmax(-1) == batch.decoder_ids[:, 1:]
-        counted = batch.decoder_mask[:, 1:].bool()
-        return float(right[counted].float().mean()), float((right | ~counted).all(1).float().mean())
+    def rebuilt(self, episode: Sequence[Row], side_by_side: int = 64) -> dict[str, float]:
+        """Sentences of one memory, read back undisturbed.
+
+        Shares: `token`, of tokens that are the likeliest after the true ones before them; `exact`, of sentences whose
+        tokens all are; `spelled`, of tokens that their slots stand for.
+        """
+        _, readouts, _ = self._read(self.batch(episode))
+        right = exact = spelled = tokens = words = 0
+        for start in range(0, len(episode), side_by_side):
+            part, given = episode[start : start + side_by_side], readouts[start : start + side_by_side]
+            batch, states = self.batch(part), self.decoder.slots(given)
+            with self._precision():
+                logits = self.decoder.speak(batch.decoder_ids, batch.decoder_mask, given, states)
+            said = logits[:, :-1].argmax(-1) == batch.decoder_ids[:, 1:]
+            counted = batch.decoder_mask[:, 1:].bool()
+            places = torch.arange(batch.spelled.shape[1], device=self.device)
+            used = places < batch.decoder_mask.sum(1, keepdim=True) - 2
+            stands_for = self.decoder.slots.spelled(states[used]).argmax(-1)
+            right += int(said[counted].sum())
+            exact += int((said | ~counted).all(1).sum())
+            spelled += int((stands_for == batch.spelled[used]).sum())
+            tokens, words = tokens + int(counted.sum()), words + int(used.sum())
+        return {"token": right / tokens, "exact": exact / len(episode), "spelled": spelled / words}
+
+    def wait(self) -> None:
+        """Until the device has done what it was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def finish(self) -> None:
         """Nothing to do: what was trained is what is stored."""
@@ -158,14 +190,14 @@ class CodecTrainer(TimedTrainer):
         if self.spelling_only:
             return self._spelling_loss(batch, draw)
         stored, readouts, addresses = self._read(batch, episodes)
-        deviation = self.plan.noise * torch.rand(len(readouts), 1, generator=draw)
-        readouts = readouts + deviation * torch.randn(readouts.shape, generator=draw)
-        past = stored * (torch.rand(stored.shape, generator=draw) >= self.plan.drop)
+        readouts = readouts + self._disturbance(readouts.shape, draw)
+        past = stored * (torch.rand(stored.shape, generator=draw) >= self.plan.drop).to(self.device)
         weights = torch.tensor([self.plan.reconstruction, self.plan.auto_encoding, self.plan.language_model])
-        drawn = torch.multinomial(weights, len(readouts), replacement=True, generator=draw).unsqueeze(1)  # (N, 1)
+        drawn = torch.multinomial(weights, len(readouts), replacement=True, generator=draw)
+        drawn = drawn.unsqueeze(1).to(self.device)  # (N, 1)
         given = torch.where(drawn == 0, readouts, torch.where(drawn == 1, past, torch.zeros_like(past)))
         states = self.decoder.slots(given)
-        loss = weights.sum() * self._decoded(batch, given, states)
+        loss = float(weights.sum()) * self._decoded(batch, given, states)
         if self.plan.spelling:
             loss = loss + self.plan.spelling * self._spelled(batch, states, (drawn < 2).expand_as(batch.spelled))
         if self.plan.divergence:
@@ -176,23 +208,30 @@ class CodecTrainer(TimedTrainer):
         """Spelling past the memory, of sentences in which some tokens are any tokens."""
         table = self.decoder.decoder.get_input_embeddings()
         words = batch.decoder_mask.sum(1, keepdim=True) - 2
-        strange = torch.rand(batch.spelled.shape, generator=draw) < self.plan.strange
-        strange &= torch.arange(batch.spelled.shape[1]) < words  # the fill stays
-        others = torch.randint(table.num_embeddings, batch.spelled.shape, generator=draw)
+        strange = (torch.rand(batch.spelled.shape, generator=draw) < self.plan.strange).to(self.device)
+        strange &= torch.arange(batch.spelled.shape[1], device=self.device) < words  # the fill stays
+        others = torch.randint(table.num_embeddings, batch.spelled.shape, generator=draw).to(self.device)
         spelled = torch.where(strange, others, batch.spelled)
         changed = Batch(batch.encoder_ids, batch.encoder_mask, batch.decoder_ids, batch.decoder_mask, spelled)
-        with precision(self.plan.bfloat16):
+        with self._precision():
             latents, _ = self.encoder(batch.encoder_ids, batch.encoder_mask, spelled)
         given = quantise(latents.float(), self.plan.latent_scale)
-        deviation = self.plan.noise * torch.rand(len(given), 1, generator=draw)
-        states = self.decoder.slots(given + deviation * torch.randn(given.shape, generator=draw))
+        states = self.decoder.slots(given + self._disturbance(given.shape, draw))
         wished = table(spelled).detach().float()
-        distance = (states - wished).square().mean() / self.decoder.slots.size**2
+        distance: Tensor = (states - wished).square().mean() / self.decoder.slots.size.square()
         return self._spelled(changed, states) + distance
+
+    def _disturbance(self, shape: torch.Size, draw: torch.Generator) -> Tensor:
+        """Gaussian noise (N, C), of each sentence another deviation: what other facts in a memory do to a readout."""
+        deviation = self.plan.noise * torch.rand(shape[0], 1, generator=draw)
+        return (deviation * torch.randn(shape, generator=draw)).to(self.device)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return precision(self.plan.bfloat16, self.device.type)
 
     def _read(self, batch: Batch, episodes: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """What is stored of each sentence (N, C), what its episode's memory returns for it, and addresses (N, K)."""
-        with precision(self.plan.bfloat16):
+        with self._precision():
             latents, keys = self.encoder(batch.encoder_ids, batch.encoder_mask, batch.spelled)
         stored = quantise(latents.float(), self.plan.latent_scale)
         addresses = self._addressing(keys).float()
@@ -202,7 +241,7 @@ class CodecTrainer(TimedTrainer):
 
     def _decoded(self, batch: Batch, given: Tensor, states: Tensor) -> Tensor:
         """Mean negative log likelihood of the tokens after the first; padding is left out."""
-        with precision(self.plan.bfloat16):
+        with self._precision():
             logits = self.decoder.speak(batch.decoder_ids, batch.decoder_mask, given, states)
         labels = batch.decoder_ids.masked_fill(batch.decoder_mask == 0, IGNORED)
         return cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
@@ -210,16 +249,10 @@ class CodecTrainer(TimedTrainer):
     def _spelled(self, batch: Batch, states: Tensor, counted: Tensor | None = None) -> Tensor:
         """Mean negative log likelihood that each state stands for its token; of the fill, only the first counts."""
         words = batch.decoder_mask.sum(1, keepdim=True) - 2
-        kept = torch.arange(batch.spelled.shape[1]) <= words
+        kept = torch.arange(batch.spelled.shape[1], device=self.device) <= words
         kept = kept if counted is None else kept & counted
-        return cross_entropy(self.decoder.slots.spelled(states[kept]), batch.spelled[kept])
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Trained tensors in half precision, as safetensors."""
-    from safetensors.torch import save_file  # noqa: PLC0415 - only here
-
-    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+        loss: Tensor = cross_entropy(self.decoder.slots.spelled(states[kept]), batch.spelled[kept])
+        return loss
 
 
 def _padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

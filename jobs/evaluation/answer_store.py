@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jobs.evaluation.asks import Answer
-from workers.bundle import Bundle
+from workers.bundle import Bundle, LatentCodecPart
 
 
 class AnswerStore:
@@ -59,10 +59,12 @@ class AnswerStore:
 
 
 def decoder_fingerprint(bundle: Bundle) -> str:
-    """SHA-256 (hex) of what turns an ask into an answer: weights, tokenizer, wording and strengths of the bias."""
+    """SHA-256 (hex) of what turns an ask into an answer: weights, tokenizer, wording, strengths of the bias, slots."""
     manifest = bundle.manifest
     content = {
         "decoder": manifest.decoder.model_dump(include={"weights_sha256", "tokenizer_sha256"}),
         "prompt": manifest.prompt.model_dump(),
     }
+    if isinstance(manifest.codec, LatentCodecPart):  # it stands in front of the decoder itself
+        content["codec"] = manifest.codec.identity()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

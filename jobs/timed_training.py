@@ -112,9 +112,24 @@ class TimedTrainer(ABC):
         state = torch.load(path, weights_only=True)
         self.steps_done, self.cpu_s = state["steps_done"], state["cpu_s"]
         self._optimizer.load_state_dict(state["optimizer"])
+        self.begin_with(state["trained"])
+
+    def begin_with(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what was trained before, by name, and nothing else of that run.
+
+        Raises: ValueError if names or shapes are not those of this run.
+        """
+        shapes = {name: tuple(one.shape) for name, one in self._parameters.items()}
+        found = {name: tuple(one.shape) for name, one in tensors.items()}
+        if shapes != found:
+            name = min(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+            raise ValueError(
+                f"tensor {name} is {shapes.get(name)} in this run and {found.get(name)} in what it starts from; "
+                "None is absent. Start from a codec of the same models, slots, latent size and rank"
+            )
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                parameter.copy_(state["trained"][name])
+                parameter.copy_(tensors[name])
 
 
 @contextmanager

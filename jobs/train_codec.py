@@ -16,7 +16,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,11 @@ from jobs.codec.models import CodecRun, RowReader, end_token, start_token
 from jobs.codec.ray_training import Trained, own_ray, train
 from jobs.codec.reconstruction import reconstruction
 from jobs.codec.sentences import Sentence, distinct, sentences
-from jobs.codec.throughput import throughput
+from jobs.codec.throughput import bfloat16_pays, throughput
 from jobs.codec.training import CodecPlan, CodecTrainer
 from memory_actor.errors import ModelMissing
 from workers.bundle import Bundle, materialise_bundle
+from workers.codec_card import LATENT_CODEC, locate_codec, read_codec
 from workers.latent_model import LatentPlan
 from workers.slot_reader import AdapterPlan
 from workers.trained_scope import CARD_FILE, SCOPE_ENCODER, hash_files, tensor_files, write_tensors
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         run = _run(arguments, console)
+        start = _start(arguments, run)
     except (ModelMissing, ValueError) as error:
         console.print(f"[red]{error}[/]")
         return 1
@@ -66,9 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained = _train(run, found, arguments, console)
     trainer = run.trainer(_rows(run, [one for one in found if not one.validation]))
     trainer.resume(trained.checkpoint)
+    trainer.finish()
     card = evaluate(run, trainer, found, console)
     card |= {"workers": arguments.workers, "wall_hours": round(trained.curve[-1]["wall_minutes"] / 60, 2)}
-    card |= {"throughput": _measure(run, found)}
+    card |= {"throughput": _measure(run, found)} | start
     write(trainer, card, trained.curve, arguments.out)
     console.print(results_table(card))
     console.print(f"written to {arguments.out}")
@@ -121,10 +124,10 @@ def write(trainer: CodecTrainer, card: dict[str, Any], curve: Sequence[dict[str,
 def results_table(card: dict[str, Any]) -> Table:
     """What comes back, by episode size, for a terminal."""
     table = Table(title="held-out sentences read back from memory, %")
-    for name in ("in memory", "tokens decoded", "sentences decoded exactly", "tokens spelled"):
+    for name in ("in memory", "tokens decoded", "sentences decoded exactly", "slots that spell", "nearest token"):
         table.add_column(name, justify="right")
     for size, shares in card["reconstruction"].items():
-        table.add_row(size, *(f"{100 * shares[name]:.1f}" for name in ("token", "exact", "spelled")))
+        table.add_row(size, *(f"{100 * shares[name]:.1f}" for name in ("token", "exact", "spelled", "nearest")))
     return table
 
 
@@ -167,14 +170,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--episode", type=int, default=plan.episode, help="sentences of one memory; default 16")
     add("--episodes", type=int, default=plan.episodes, help="memories of one step and process; default 2")
     add("--learning-rate", type=float, default=plan.learning_rate, help=f"at its peak; default {plan.learning_rate}")
-    add("--precision", choices=("bf16", "fp32"), default="bf16", help="of matrix products; default bf16")
+    add("--precision", choices=("bf16", "fp32"), help="of matrix products; default bf16 where that is faster")
     add("--minutes", type=float, default=plan.minutes, help=f"of two cores, as CPU time; default {plan.minutes:.0f}")
     add("--steps", type=int, default=plan.steps, help="batches at most")
     add("--seed", type=int, default=plan.seed)
     add("--workers", type=int, default=1, help="processes that train on batches of their own; default 1")
     add("--gpu", action="store_true", help="one GPU for each process")
     add("--address", help="of a running Ray cluster; --out must then be on storage that all nodes see")
-    add("--start", type=Path, help="a checkpoint of the same plan to go on from")
+    add("--start", help=f"train a codec on: its folder, or {LATENT_CODEC}; spelling alone is then left out")
     add("--limit", type=int, help="use so many sentences only")
     add("--throughput", action="store_true", help="measure the speed of a step, print it and stop")
     return parser
@@ -187,7 +190,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> CodecRun:
     if arguments.workers < 1:
         raise ValueError(f"--workers must be 1 or more, got {arguments.workers}")
     shape = LatentPlan(latent_size=arguments.latent_size, slots=arguments.slots, embedding=arguments.embedding)
-    plan = CodecPlan(
+    plan = CodecPlan()
+    plan = replace(
+        plan,
         seed=arguments.seed,
         steps=arguments.steps,
         minutes=arguments.minutes,
@@ -195,7 +200,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> CodecRun:
         episodes=arguments.episodes,
         learning_rate=arguments.learning_rate,
         divergence=arguments.divergence,
-        bfloat16=arguments.precision == "bf16",
+        spelling_share=0.0 if arguments.start else plan.spelling_share,
+        bfloat16=bfloat16_pays() if arguments.precision is None else arguments.precision == "bf16",
     )
     folder = arguments.out.resolve() / "models"
     with console.status("models"):
@@ -219,9 +225,20 @@ def _train(run: CodecRun, found: Sequence[Sentence], arguments: argparse.Namespa
             arguments.out,
             workers=arguments.workers,
             gpu=arguments.gpu,
-            start=arguments.start,
+            start=None if arguments.start is None else locate_codec(arguments.start),
             listen=show,
         )
+
+
+def _start(arguments: argparse.Namespace, run: CodecRun) -> dict[str, Any]:
+    """What a run began with, for its card. Raises: ModelMissing; ValueError for a codec of other sizes."""
+    if arguments.start is None:
+        return {}
+    card = read_codec(arguments.start)
+    for name, ours in (("shape", asdict(run.shape)), ("adapters", asdict(run.adapters))):
+        if card[name] != ours:
+            raise ValueError(f"--start {arguments.start} has {name} {card[name]}, this run {ours}; they must be equal")
+    return {"start": {name: card.get(name) for name in ("tensors_sha256", "steps", "cpu_minutes")}}
 
 
 def _rows(run: CodecRun, found: Sequence[Sentence]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The trained `latent` codec in service: a row of tokens as one latent, slots that spell what a readout holds.
+"""The trained `latent` codec in service: a row of tokens as one latent, tokens told from a readout's blocks.
 
 Dimension legend: R rows of all facts, P rows of one fact, m slots = tokens per row at most, C latent size, E hidden
 size of the decoder, T tokens of one fact, V vocabulary, B candidates kept per position.
@@ -20,18 +20,18 @@ from memory_actor.errors import ModelMissing
 from memory_actor.types import Float32Array, Int8Array
 from workers.bundle import Bundle, LatentCodecPart
 from workers.codec_card import CODEC_CURE
-from workers.latent_model import LatentEncoder, Slots
+from workers.latent_model import LatentEncoder
 from workers.ports import Condition
 from workers.row_codec import RowCodec, row_lengths
 from workers.runtime import quiet_transformers, resolve_device, threads_for
 from workers.token_table import load_table
-from workers.trained_codec import ENCODER, SLOTS, TrainedCodec
+from workers.trained_codec import ENCODER, TrainedCodec
 
 _PASS_ROWS = 64  # rows encoded side by side
 
 
 class LatentCodec(RowCodec):
-    """Facts to latents by the trained encoder, readouts to what their slots spell.
+    """Facts to latents by the trained encoder, readouts to the tokens that their blocks are nearest to.
 
     The readout itself goes along in the condition: in front of the decoder stand the slots, not their spelling.
     """
@@ -53,9 +53,7 @@ class LatentCodec(RowCodec):
         self._trained = TrainedCodec.open(bundle.codec_folder)
         self._end = int(self._trained.card["end_token"])
         self._table = load_table(bundle.decoder_folder).to(self._device)
-        self._slots = Slots(self._table, self._trained.shape)
-        self._trained.load_into(self._slots, SLOTS)
-        self._slots.eval().to(self._device)
+        self._speller = self._trained.speller(self._table).eval().to(self._device)
 
     @cached_property
     def _encoder(self) -> tuple[Tokenizer, LatentEncoder]:
@@ -96,15 +94,11 @@ class LatentCodec(RowCodec):
 
     @torch.inference_mode()
     def _condition(self, readout: Float32Array, target_start: int, total: int) -> Condition:
-        states = self._slots(torch.from_numpy(readout).to(self._device))  # (P, m, E)
-        if len(states) == 1:
-            if total > states.shape[1]:
-                raise ValueError(f"{total} tokens cannot stand in 1 rows of {states.shape[1]}")
-            used = self._slots.spelled(states[0, :total])  # (T, V)
-        else:
-            spelled = self._slots.spelled(states)  # (P, m, V)
-            lengths = row_lengths(self._worth(spelled), total)
-            used = torch.cat([row[:length] for row, length in zip(spelled, lengths, strict=True)])
+        spelled = self._speller(torch.from_numpy(readout).to(self._device))  # (P, m, V)
+        lengths = (
+            [total] if len(spelled) == 1 and total <= spelled.shape[1] else row_lengths(self._worth(spelled), total)
+        )
+        used = torch.cat([row[:length] for row, length in zip(spelled, lengths, strict=True)])  # (T, V)
         best = torch.topk(used, self._part.candidates, dim=1)
         candidates: NDArray[np.int64] = best.indices.cpu().numpy()
         probabilities: Float32Array = best.values.softmax(-1).cpu().numpy()

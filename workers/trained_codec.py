@@ -1,4 +1,4 @@
-"""The tensors of a trained latent codec: of the encoder's queries, the slots and their reader.
+"""The tensors of a trained latent codec: of the encoder's queries, the slots, their reader and the speller.
 
 `larimar train codec` writes them; those of this package are in `latent_smollm2_135m/`. The models themselves are not
 there, only what training made.
@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from memory_actor.errors import ModelMissing
+from workers.block_speller import BlockSpeller
 from workers.codec_card import CODEC_CURE, read_codec
 from workers.latent_model import LatentPlan
 from workers.slot_reader import AdapterPlan
 from workers.trained_scope import hash_files, tensor_files
 
-ENCODER, SLOTS, READER = "encoder.", "decoder.slots.", "decoder.reader."  # prefixes of the tensors' names
+# Prefixes of the tensors' names. The speller is fitted, the others are trained.
+ENCODER, SLOTS, READER, SPELLER = "encoder.", "decoder.slots.", "decoder.reader.", "speller."
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class TrainedCodec:
         What they do not name must be what the models bring themselves: no parameter that was trained may be left out.
         """
         trained = {
-            name.removeprefix(prefix): tensor for name, tensor in self._tensors().items() if name.startswith(prefix)
+            name.removeprefix(prefix): tensor for name, tensor in self.tensors().items() if name.startswith(prefix)
         }
         own = dict(module.named_parameters())
         wanted = {name for name, parameter in own.items() if parameter.requires_grad}
@@ -70,5 +72,14 @@ class TrainedCodec:
                     )
                 own[name].copy_(tensor)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def speller(self, table: nn.Embedding) -> BlockSpeller:
+        """The fitted speller for the decoder's token embeddings (V, E). Raises: ModelMissing."""
+        tensors = self.tensors()
+        maps = tensors[f"{ENCODER}spelling.weight"], tensors[f"{ENCODER}project.weight"]
+        speller = BlockSpeller(table, *maps, self.shape)
+        self.load_into(speller, SPELLER)
+        return speller
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What training made, by name, in half precision."""
         return {name: tensor for part in tensor_files(self.folder) for name, tensor in load_file(part).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from jobs.codec.training import CodecTrainer, Row
@@ -19,7 +20,7 @@ def reconstruction(
     sentences: int = _SENTENCES,
     listen: Callable[[int], None] = lambda _done: None,
 ) -> dict[str, dict[str, float]]:
-    """By episode size, shares of the same sentences: `token`, `exact`, `spelled`; see `CodecTrainer`.
+    """By episode size, shares of the same sentences: `token`, `exact`, `spelled`, `nearest`; see `CodecTrainer`.
 
     A token counts if it is the likeliest after the true ones before it; so a whole sentence counts exactly when greedy
     decoding gives it. Sizes above the number of sentences are left out.
@@ -28,7 +29,7 @@ def reconstruction(
     found: dict[str, dict[str, float]] = {}
     for size in [size for size in sizes if size <= len(chosen)]:
         whole = len(chosen) // size * size
-        sums = dict.fromkeys(("token", "exact", "spelled"), 0.0)
+        sums: defaultdict[str, float] = defaultdict(float)
         for start in range(0, whole, size):
             episode = chosen[start : start + size]
             for name, value in trainer.rebuilt(episode, _PASS).items():

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.codec.training import CodecTrainer
 
-_SIZE = 2048  # of the bare products
+_SIZE, _SMALL = 2048, 256  # of the bare products
 _PRODUCTS, _STEPS = 9, 5
 
 
@@ -48,11 +48,27 @@ def throughput(trainer: CodecTrainer) -> dict[str, float]:
 def matmul_rate(trainer: CodecTrainer) -> float:
     """Operations per second of square products in the precision of training, median of several."""
     dtype = torch.bfloat16 if trainer.plan.bfloat16 else torch.float32
-    a, b = torch.randn(2, _SIZE, _SIZE, device=trainer.device).to(dtype)
+    return _rate(_SIZE, dtype, trainer.device)
+
+
+def bfloat16_pays(device: torch.device | None = None) -> bool:
+    """Whether products in bfloat16 are clearly faster here than in float32; None: on a GPU if there is one.
+
+    Measured, since it decides between a third of the time and hundreds of times of it: a CPU that has no instructions
+    for bfloat16 adds number by number.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half, full = (_rate(_SMALL, dtype, device) for dtype in (torch.bfloat16, torch.float32))
+    return half > 1.2 * full
+
+
+def _rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
     seconds = []
     for _ in range(_PRODUCTS + 2):
         started = time.perf_counter()
         a @ b
-        trainer.wait()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return 2 * _SIZE**3 / statistics.median(seconds[2:])
+    return 2 * size**3 / statistics.median(seconds[2:])

@@ -18,6 +18,7 @@ import torch
 from jobs.codec.models import CodecRun
 from jobs.codec.training import CodecTrainer, Row
 from jobs.company import Company
+from workers.trained_codec import SPELLER, TrainedCodec
 
 CHECKPOINT_FILE, CURVE_FILE = "checkpoint.pt", "curve.json"
 HELD_OUT, EPISODE = 128, 16  # sentences looked at for the curve
@@ -25,7 +26,7 @@ HELD_OUT, EPISODE = 128, 16  # sentences looked at for the curve
 
 @dataclass(frozen=True, slots=True)
 class LoopPlan:
-    """What each process is given. `board` is the actor that hears of every step; `start` a checkpoint to go on from."""
+    """What each process is given. `board` is the actor that hears of every step; `start` a trained codec's folder."""
 
     run: CodecRun
     board: Any
@@ -81,11 +82,12 @@ def _rows() -> tuple[list[Row], list[Row]]:
 
 
 def _resume(trainer: CodecTrainer, start: str | None) -> list[dict[str, Any]]:
-    """Go on from the newest checkpoint of this run or, if there is none yet, from `start`. Returns the curve so far."""
+    """Go on from the newest checkpoint of this run or, if none, begin at `start`. Returns the curve."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         if start is not None:
-            trainer.resume(Path(start))
+            tensors = TrainedCodec.open(Path(start)).tensors()
+            trainer.begin_with({name: one for name, one in tensors.items() if not name.startswith(SPELLER)})
         return []
     with checkpoint.as_directory() as folder:
         trainer.resume(Path(folder) / CHECKPOINT_FILE)

@@ -27,9 +27,11 @@ from torch.nn.functional import cross_entropy
 from jobs.codec.episode import quantise, read, weights_divergence, write
 from jobs.company import Company
 from jobs.timed_training import TimedTrainer, precision
+from workers.block_speller import BlockSpeller
 from workers.latent_model import LatentDecoder, LatentEncoder
 
 IGNORED = -100  # labels of padding
+_FITTED_SENTENCES, _SIDE_BY_SIDE = 1024, 64  # for the speller
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,12 @@ class CodecPlan:
 
     seed: int = 0
     steps: int = 20_000
-    minutes: float = 65.0  # of two cores
+    minutes: float = 90.0  # of two cores
     episode: int = 16  # sentences of one memory
     episodes: int = 2  # of one step
     learning_rate: float = 5e-4
     warmup_steps: int = 50
-    spelling_share: float = 0.15  # of the run, at its beginning, in which only spelling is trained
+    spelling_share: float = 0.2  # of the run, at its beginning, in which only spelling is trained
     spelling_episodes: int = 8  # of one step, then
     strange: float = 0.15  # share of the tokens that any other token replaces, then: so all of them are met
     ridge: float = 1e-4  # in units of an address's squared length
@@ -53,7 +55,7 @@ class CodecPlan:
     reconstruction: float = 1.0
     auto_encoding: float = 0.25
     language_model: float = 0.0  # what is trained acts on the slots alone: without a readout nothing can change
-    spelling: float = 0.5
+    spelling: float = 0.2
     divergence: float = 0.0  # beta; the paper's ablation is best without
     deviation: float = 0.1  # s of the reading weights, only for the divergence
     bfloat16: bool = True
@@ -88,6 +90,11 @@ class Batch:
         spelled = [(row.decoder_ids[1:] + row.decoder_ids[-1:] * slots)[:slots] for row in rows]
         return cls(encoder_ids, encoder_mask, decoder_ids, decoder_mask, torch.tensor(spelled))
 
+    def holds(self, fill: int = 0) -> Tensor:
+        """Where slots hold tokens, (N, m), or one of the first `fill` end tokens behind them."""
+        words = self.decoder_mask.sum(1, keepdim=True) - 2
+        return torch.arange(self.spelled.shape[1], device=words.device) < words + fill
+
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         parts = (self.encoder_ids, self.encoder_mask, self.decoder_ids, self.decoder_mask, self.spelled)
@@ -118,6 +125,7 @@ class CodecTrainer(TimedTrainer):
             raise ValueError(f"a step draws {drawn} sentences, there are {len(rows)}")
         self.plan, self.rows = plan, rows
         self.encoder, self.decoder, self._addressing = encoder.eval(), decoder.eval(), addressing
+        self.speller: BlockSpeller | None = None  # fitted at the end
         self.device = decoder.slots.narrow.weight.device
         trained = _trained(encoder, "encoder.") | _trained(decoder, "decoder.")
         super().__init__(plan, {plan.learning_rate: trained}, company)
@@ -151,10 +159,11 @@ class CodecTrainer(TimedTrainer):
         """Sentences of one memory, read back undisturbed.
 
         Shares: `token`, of tokens that are the likeliest after the true ones before them; `exact`, of sentences whose
-        tokens all are; `spelled`, of tokens that their slots stand for.
+        tokens all are; `spelled`, of tokens that their slots stand for; after `finish` also `nearest`, of tokens that
+        the speller names.
         """
         _, readouts, _ = self._read(self.batch(episode))
-        right = exact = spelled = tokens = words = 0
+        right = exact = spelled = nearest = tokens = words = 0
         for start in range(0, len(episode), side_by_side):
             part, given = episode[start : start + side_by_side], readouts[start : start + side_by_side]
             batch, states = self.batch(part), self.decoder.slots(given)
@@ -162,26 +171,43 @@ class CodecTrainer(TimedTrainer):
                 logits = self.decoder.speak(batch.decoder_ids, batch.decoder_mask, given, states)
             said = logits[:, :-1].argmax(-1) == batch.decoder_ids[:, 1:]
             counted = batch.decoder_mask[:, 1:].bool()
-            places = torch.arange(batch.spelled.shape[1], device=self.device)
-            used = places < batch.decoder_mask.sum(1, keepdim=True) - 2
+            used = batch.holds()
             stands_for = self.decoder.slots.spelled(states[used]).argmax(-1)
             right += int(said[counted].sum())
             exact += int((said | ~counted).all(1).sum())
             spelled += int((stands_for == batch.spelled[used]).sum())
+            if self.speller is not None:
+                nearest += int((self.speller(given).argmax(-1) == batch.spelled)[used].sum())
             tokens, words = tokens + int(counted.sum()), words + int(used.sum())
-        return {"token": right / tokens, "exact": exact / len(episode), "spelled": spelled / words}
+        shares = {"token": right / tokens, "exact": exact / len(episode), "spelled": spelled / words}
+        return shares if self.speller is None else shares | {"nearest": nearest / words}
 
     def wait(self) -> None:
         """Until the device has done what it was asked for."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    @torch.no_grad()
     def finish(self) -> None:
-        """Nothing to do: what was trained is what is stored."""
+        """Fit the speller to sentences that were trained on, and round all to half precision, as it is shipped."""
+        for parameter in self._parameters.values():
+            parameter.copy_(parameter.half())
+        chosen = random.Random(self.plan.seed).sample(self.rows, min(_FITTED_SENTENCES, len(self.rows)))  # noqa: S311
+        batches = [self.batch(chosen[start : start + _SIDE_BY_SIDE]) for start in range(0, len(chosen), _SIDE_BY_SIDE)]
+        stored = torch.cat([self._stored(batch)[0] for batch in batches])
+        spelled = torch.cat([batch.spelled for batch in batches])
+        # The first of the fill is counted: it tells where a sentence ends.
+        counted = torch.cat([batch.holds(fill=1) for batch in batches])
+        encoder = self.encoder
+        maps = encoder.spelling.weight.detach(), encoder.project.weight.detach()
+        speller = BlockSpeller(self.decoder.decoder.get_input_embeddings(), *maps, encoder.plan).to(self.device)
+        speller.fit(stored, spelled, counted, self.plan.noise)
+        self.speller = speller
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was trained, by name."""
-        return {name: parameter.detach() for name, parameter in self._parameters.items()}
+        """What was trained and, after `finish`, what was fitted, by name."""
+        fitted = {} if self.speller is None else _trained(self.speller, "speller.")
+        return {name: parameter.detach() for name, parameter in (self._parameters | fitted).items()}
 
     def _loss(self, rng: random.Random) -> Tensor:
         episodes = self.plan.spelling_episodes if self.spelling_only else self.plan.episodes
@@ -207,9 +233,8 @@ class CodecTrainer(TimedTrainer):
     def _spelling_loss(self, batch: Batch, draw: torch.Generator) -> Tensor:
         """Spelling past the memory, of sentences in which some tokens are any tokens."""
         table = self.decoder.decoder.get_input_embeddings()
-        words = batch.decoder_mask.sum(1, keepdim=True) - 2
         strange = (torch.rand(batch.spelled.shape, generator=draw) < self.plan.strange).to(self.device)
-        strange &= torch.arange(batch.spelled.shape[1], device=self.device) < words  # the fill stays
+        strange &= batch.holds()  # the fill stays
         others = torch.randint(table.num_embeddings, batch.spelled.shape, generator=draw).to(self.device)
         spelled = torch.where(strange, others, batch.spelled)
         changed = Batch(batch.encoder_ids, batch.encoder_mask, batch.decoder_ids, batch.decoder_mask, spelled)
@@ -231,13 +256,17 @@ class CodecTrainer(TimedTrainer):
 
     def _read(self, batch: Batch, episodes: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """What is stored of each sentence (N, C), what its episode's memory returns for it, and addresses (N, K)."""
-        with self._precision():
-            latents, keys = self.encoder(batch.encoder_ids, batch.encoder_mask, batch.spelled)
-        stored = quantise(latents.float(), self.plan.latent_scale)
+        stored, keys = self._stored(batch)
         addresses = self._addressing(keys).float()
         pairs = zip(addresses.chunk(episodes), stored.chunk(episodes), strict=True)
         readouts = [read(own, write(own, latent, self.plan.ridge)) for own, latent in pairs]
         return stored, torch.cat(readouts), addresses  # the algebra stays in float32
+
+    def _stored(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is stored of each sentence (N, C), and keys (N, D)."""
+        with self._precision():
+            latents, keys = self.encoder(batch.encoder_ids, batch.encoder_mask, batch.spelled)
+        return quantise(latents.float(), self.plan.latent_scale), keys
 
     def _decoded(self, batch: Batch, given: Tensor, states: Tensor) -> Tensor:
         """Mean negative log likelihood of the tokens after the first; padding is left out."""
@@ -248,9 +277,7 @@ class CodecTrainer(TimedTrainer):
 
     def _spelled(self, batch: Batch, states: Tensor, counted: Tensor | None = None) -> Tensor:
         """Mean negative log likelihood that each state stands for its token; of the fill, only the first counts."""
-        words = batch.decoder_mask.sum(1, keepdim=True) - 2
-        kept = torch.arange(batch.spelled.shape[1], device=self.device) <= words
-        kept = kept if counted is None else kept & counted
+        kept = batch.holds(fill=1) if counted is None else batch.holds(fill=1) & counted
         loss: Tensor = cross_entropy(self.decoder.slots.spelled(states[kept]), batch.spelled[kept])
         return loss
 

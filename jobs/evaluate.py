@@ -31,10 +31,12 @@ from jobs.evaluation.figures import draw
 from jobs.evaluation.lab import Lab
 from jobs.evaluation.records import BadData, EvalData
 from jobs.evaluation.report import bar_text, in_unit, markdown
-from jobs.evaluation.run_folder import RunFolder, Settings, code_version, manifest_version
+from jobs.evaluation.report_sections import LATENT_ROW, ROWS
+from jobs.evaluation.run_folder import RunFolder, Settings, code_version, manifest_version, with_row
 from jobs.evaluation.targets import TARGETS
 from memory_actor.errors import LarimarError
 from workers.bundle import Bundle, materialise_bundle
+from workers.codec_card import LATENT_CODEC, TOKEN_CODEC
 
 STATE_DIR = Path.home() / ".larimar" / "eval"
 FAILED, INTERRUPTED = 1, 130
@@ -53,6 +55,7 @@ class Options:
     rows: str
     seed: int
     encoder: str
+    codec: str
     verify: bool
     workers: int | None
     state_dir: Path
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     folder = RunFolder(arguments.out)
     if arguments.name == "report":
-        return _report(folder, arguments.docs, console)
+        return _report(folder, arguments.docs, arguments.latent, console)
     options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
     try:
         planned = _plan(arguments.name, arguments.in_memory)
@@ -118,9 +121,14 @@ def measure(planned: Sequence[Planned], data: EvalData, options: Options, folder
                 place.record(settings, one.run(asked), seconds(), machine())
 
 
-def write_report(folder: RunFolder, docs: Path | None = None) -> dict[str, Any]:
-    """Write results, page and figures of all that is finished in `folder`, there and in `docs`. Returns the results."""
+def write_report(folder: RunFolder, docs: Path | None = None, latent: RunFolder | None = None) -> dict[str, Any]:
+    """Write results, page and figures of all that is finished in `folder`, there and in `docs`. Returns the results.
+
+    `latent` is a run with a latent codec, whose figures come as a row of their own.
+    """
     results = folder.results()
+    if latent is not None:
+        results = with_row(results, LATENT_ROW, latent.results(), ROWS)
     names = {one.name for one in everything()}
     if names <= results["settings"].keys():
         results["minutes"] = round(sum(results[f"{name}.seconds"] for name in names) / 60, 1)
@@ -156,6 +164,11 @@ def _parser() -> argparse.ArgumentParser:
         "--encoder", default=BundleSettings().encoder, help="key encoder, as bundle.encoder in ray_config.yaml"
     )
     parser.add_argument(
+        "--codec",
+        default=BundleSettings().codec,
+        help=f"token, {LATENT_CODEC} or the folder of a trained codec, as bundle.codec in ray_config.yaml",
+    )
+    parser.add_argument(
         "--no-verify",
         dest="verify",
         action="store_false",
@@ -165,6 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=_at_least_one, metavar="W", help="decoders; one per core or GPU if not given")
     parser.add_argument("--state-dir", type=Path, default=STATE_DIR, help="where the bundle is, or is built")
     parser.add_argument("--docs", type=Path, metavar="DIR", help="with report: also write page and figures there")
+    parser.add_argument(
+        "--latent", type=Path, metavar="DIR", help="with report: the folder of a run with a latent codec, one more row"
+    )
     return parser
 
 
@@ -223,8 +239,9 @@ def _bundle(options: Options, console: Console) -> Bundle:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("models", total=1.0)
         return materialise_bundle(
-            options.state_dir / "bundle",
+            options.state_dir / ("bundle" if options.codec == TOKEN_CODEC else "latent_bundle"),
             encoder=options.encoder,
+            codec=options.codec,
             verify=options.verify,
             progress=lambda what, share: progress.update(task, description=what, completed=share),
         )
@@ -241,6 +258,7 @@ def _settings(one: Planned, data: EvalData, options: Options, bundle: Bundle, co
         data=data.name if data.path is not None else "",
         data_sha256=data.sha256 if data.path is not None else "",
         encoder=options.encoder,
+        codec=options.codec,
         bundle=bundle.fingerprint,
         manifest=manifest_version(bundle),
         decoder=manifest.decoder.weights_sha256,
@@ -283,11 +301,13 @@ def _show(planned: Sequence[Planned], results: Mapping[str, Any], folder: RunFol
     console.print(f"figures, raw items and report: {folder.path}", highlight=False)
 
 
-def _report(folder: RunFolder, docs: Path | None, console: Console) -> int:
-    if not folder.finished():
-        console.print(f"[red]nothing is finished in {folder.path}[/]; run an experiment with --out first")
-        return FAILED
-    write_report(folder, docs)
+def _report(folder: RunFolder, docs: Path | None, latent_path: Path | None, console: Console) -> int:
+    latent = None if latent_path is None else RunFolder(latent_path)
+    for one in (folder, latent):
+        if one is not None and not one.finished():
+            console.print(f"[red]nothing is finished in {one.path}[/]; run an experiment with --out first")
+            return FAILED
+    write_report(folder, docs, latent)
     console.print(f"written: {folder.path / 'results.md'}{f', and copied to {docs}' if docs else ''}", highlight=False)
     return 0
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from jobs.evaluation.paper_rows import CITATION, PAPER_ROWS, PaperRow
 from jobs.evaluation.report_sections import ROWS, SECTIONS, Column, Section
 from jobs.evaluation.targets import TARGETS, Target
+from workers.codec_card import TOKEN_CODEC
 
 Results = Mapping[str, Any]
 NOT_MEASURED: Final = "not measured"
@@ -247,6 +248,8 @@ def command(settings: Mapping[str, Any]) -> str:
     words += [f"--data {settings['data']}"] if settings["data"] else []
     words += [f"--limit {settings['limit']}"] if settings["limit"] is not None else []
     words += [f"--in-memory {settings['in_memory']}"] if settings["in_memory"] != 1 else []
+    codec = settings.get("codec", TOKEN_CODEC)  # absent from results of before there was another
+    words += [f"--codec {codec}"] if codec != TOKEN_CODEC else []
     words += [f"--rows {settings['rows']}"] if settings["rows"] != "all" else []
     words += [f"--seed {settings['seed']}"] if settings["seed"] else []
     return " ".join(words)

@@ -8,8 +8,10 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 #: Rows of the tables beside our own, by their names in the figures' keys.
+LATENT_ROW: Final = "latent"
 ROWS: Final[Mapping[str, str]] = MappingProxyType(
     {
+        LATENT_ROW: "larimar-serve with its latent codec",
         "unedited": "unedited model",
         "nearest": "nearest fact in the prompt, plain MiniLM at 0.70",
         "all_facts": "all facts in the prompt",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 from jobs.evaluation.outcome import Figure, Outcome
 from workers.bundle import Bundle
+from workers.codec_card import TOKEN_CODEC
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What only shows results: it may change without anything being measured again.
@@ -56,6 +57,7 @@ class Settings:
     decoder: str  # SHA-256 of the weights
     version: str
     code: str  # SHA-256 of the product's code and the experiments'
+    codec: str = TOKEN_CODEC
 
 
 class ExperimentFolder:
@@ -151,6 +153,21 @@ class RunFolder:
 
     def _summaries(self) -> list[Path]:
         return sorted(self.path.glob("*/summary.json"))
+
+
+def with_row(
+    results: Mapping[str, Any], row: str, other: Mapping[str, Any], baselines: Collection[str]
+) -> dict[str, Any]:
+    """`results` and, as one more row, another run's own figures: its `experiment.figure` is `experiment.row.figure`.
+
+    What it has of `baselines`, names of rows, is left out. Its settings go by `experiment.row`.
+    """
+    own = {name: one for name, one in other.items() if "." in name and name.split(".")[1] not in baselines}
+    figures = {name.replace(".", f".{row}.", 1): figure for name, figure in own.items()}
+    settings = {f"{name}.{row}": one for name, one in other["settings"].items()}
+    machines = dict.fromkeys([results["machine"], other["machine"]])
+    merged = {**results, **figures, "machine": " and ".join(machines)}
+    return merged | {"settings": {**results["settings"], **settings}}
 
 
 def code_version() -> str:

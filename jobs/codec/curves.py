@@ -9,7 +9,7 @@ from typing import Any
 from jobs.evaluation.charts import canvas, percent, save
 
 Curve = Sequence[Mapping[str, Any]]
-_SHARES = {"token": "tokens decoded", "exact": "sentences decoded", "spelled": "tokens spelled"}
+_SHARES = {"token": "tokens decoded", "exact": "sentences decoded", "spelled": "tokens that slots spell"}
 
 
 def draw(curve: Curve, path: Path) -> None:

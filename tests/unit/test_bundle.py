@@ -110,7 +110,8 @@ def latent(tmp_path, models) -> str:
     folder.mkdir()
     save_file({"x": np.zeros(3, np.float16)}, folder / "tensors-1-of-1.safetensors")
     card = {
-        "encoder": "the encoder", "decoder": "the decoder", "shape": {"latent_size": 96, "slots": 12, "embedding": False},
+        "encoder": "the encoder", "decoder": "the decoder",
+        "shape": {"latent_size": 96, "slots": 12, "embedding": False},
         "latent_scale": 24, "answer_bias": 6.0, "encoder_sha256": hash_weights(tmp_path / "encoder"),
         "decoder_tokenizer_sha256": hash_tokenizer(tmp_path / "decoder"),
         "tensors_sha256": hash_weights(folder),

@@ -15,6 +15,7 @@ from cluster.cli import app
 from cluster.cli_memory import _parse_lines
 from cluster.console_output import Exit, exit_code
 from cluster.credentials import DEFAULT_URL, Credentials, CredentialsDamaged
+from cluster.launcher import StartRefused
 from cluster.startup_events import Failed, PipeWriter, Ready, StageReached, read_events
 
 
@@ -76,6 +77,7 @@ def test_all_commands_are_there():
         (("forget", "-t", "acme", "f_1", "--query", "x"), "give the ids of facts, or --query"),
         (("tenant", "create", "acme", "--retention", "forever"), "must be text or latent"),
         (("up", "--set", "http.port"), "is not NAME=VALUE"),
+        (("up", "--bundle", "gpt-5"), "'gpt-5' is not one of token-smollm2-135m, latent-smollm2-135m"),
         (("query", "-t", "acme"), "Missing argument"),
         (("checkpoint",), "give --tenant NAME, or --all"),
         (("restore", "-t", "acme"), "give --from TENANT, or --in-place"),
@@ -96,6 +98,27 @@ def test_unknown_setting_names_the_nearest():
     refusal = json.loads(result.stderr)
     assert refusal["code"] == "settings_invalid"
     assert "did you mean 'port'?" in refusal["detail"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "codec"),
+    [
+        ((), "token"),
+        (("--bundle", "token-smollm2-135m"), "token"),
+        (("--bundle", "latent-smollm2-135m"), "larimar:latent"),
+    ],
+)
+def test_a_bundle_by_name_is_its_codec(arguments, codec, monkeypatch, tmp_path):
+    """What is handed to the launcher; it refuses here, since nothing is to be started."""
+    started = []
+
+    def start(settings, tell):
+        started.append(settings.bundle.codec)
+        raise StartRefused("refused", "not now")
+
+    monkeypatch.setattr("cluster.launcher.start", start)
+    assert run("up", "--state-dir", str(tmp_path / "state"), *arguments).exit_code != 0
+    assert started == [codec]
 
 
 def test_down_without_a_system(tmp_path):

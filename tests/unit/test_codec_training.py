@@ -77,6 +77,12 @@ def test_fifty_sentences_are_memorised_and_rebuilt_through_the_memory():
     assert list(shares) == ["10"]  # there are not 64
     assert shares["10"]["token"] > 0.9
     assert shares["10"]["spelled"] > 0.9
+    assert "nearest" not in shares["10"]
+    one.finish()
+    finished = reconstruction(one, one.rows, sizes=(10,))["10"]
+    assert finished["nearest"] > 0.98
+    assert finished["token"] == pytest.approx(shares["10"]["token"], abs=0.02)  # half precision is enough
+    assert {"speller.scale", "speller.offsets", "speller.variance"} <= one.tensors().keys()
     blind = one.decoder(*_decoder_input(one), torch.zeros(50, 96))
     assert blind[:, :-1].argmax(-1).ne(batch(one.rows).decoder_ids[:, 1:]).float().mean() > 0.3
 
@@ -114,6 +120,24 @@ def test_a_resumed_run_gives_the_same_curve(tmp_path):
     resumed = trainer()
     resumed.resume(tmp_path / "checkpoint.pt")
     assert [resumed.step() for _ in range(3)] == pytest.approx(curve[2:], rel=1e-4)
+
+
+def test_a_run_can_begin_with_what_another_has_trained():
+    """Weights alone: steps and optimizer begin anew. Tensors of other sizes or names are refused, and nothing taken."""
+    first, second = trainer(), trainer()
+    first.step()
+    second.begin_with(first.tensors())
+    assert second.steps_done == 0
+    assert all(torch.equal(tensor, second.tensors()[name]) for name, tensor in first.tensors().items())
+    for wrong in (
+        {**first.tensors(), "encoder.places": torch.zeros(3)},
+        {name: one for name, one in first.tensors().items() if name != "encoder.places"},
+    ):
+        fresh = trainer()
+        before = {name: one.clone() for name, one in fresh.tensors().items()}
+        with pytest.raises(ValueError, match=r"tensor encoder\.places is \(8, 32\) in this run and (\(3,\)|None)"):
+            fresh.begin_with(wrong)
+        assert all(torch.equal(one, before[name]) for name, one in fresh.tensors().items())
 
 
 def test_terms_with_and_without_divergence():

@@ -66,12 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(throughput_table(_measure(run, found)))
         return 0
     trained = _train(run, found, arguments, console)
-    trainer = run.trainer(_rows(run, [one for one in found if not one.validation]))
+    # What was trained on GPUs elsewhere is measured here, in a precision that this machine can do.
+    here = replace(run, plan=replace(run.plan, bfloat16=run.plan.bfloat16 and bfloat16_pays()))
+    trainer = here.trainer(_rows(run, [one for one in found if not one.validation]))
     trainer.resume(trained.checkpoint)
     trainer.finish()
     card = evaluate(run, trainer, found, console)
     card |= {"workers": arguments.workers, "wall_hours": round(trained.curve[-1]["wall_minutes"] / 60, 2)}
-    card |= {"throughput": _measure(run, found)} | start
+    card |= {"throughput": _measure(here, found)} | start
     write(trainer, card, trained.curve, arguments.out)
     console.print(results_table(card))
     console.print(f"written to {arguments.out}")
@@ -201,7 +203,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> CodecRun:
         learning_rate=arguments.learning_rate,
         divergence=arguments.divergence,
         spelling_share=0.0 if arguments.start else plan.spelling_share,
-        bfloat16=bfloat16_pays() if arguments.precision is None else arguments.precision == "bf16",
+        bfloat16=arguments.gpu or bfloat16_pays() if arguments.precision is None else arguments.precision == "bf16",
     )
     folder = arguments.out.resolve() / "models"
     with console.status("models"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +157,16 @@ def test_the_verifier_reads_what_the_blocks_spell(latent_bundle):
     asked = ["The Eiffel Tower is located in the city of", "Who wrote the report about otters?"]
     same, other = encoder.match([Readback(query, *recalled) for query in asked])
     assert same > 0.9 > 0.1 > other
+
+
+def test_the_package_keeps_small_files_and_a_whole_card(latent_bundle):
+    from workers.codec_card import LATENT_FOLDER, read_codec
+
+    files = [path for path in Path(LATENT_FOLDER).iterdir() if path.is_file()]
+    assert all(path.stat().st_size <= 15_000_000 for path in files)
+    assert sum(path.stat().st_size for path in files) <= 60_000_000
+    card = read_codec("larimar:latent")
+    assert card["name"] == latent_bundle.manifest.name or latent_bundle.manifest.name.startswith("latent-")
+    assert card["reconstruction"]["16"]["token"] >= 0.6
+    assert card["reconstruction"]["512"]["nearest"] >= 0.99
+    assert {"steps", "cpu_minutes", "hardware", "data", "throughput", "plan", "sources"} <= card.keys()

@@ -68,6 +68,7 @@ def test_the_scope_figures_are_those_of_the_cards():
         "docs/api.md",
         "docs/scope.md",
         "docs/evaluation.md",
+        "docs/latent.md",
         "docs/results.md",
         "CONTRIBUTING.md",
     ],
@@ -88,3 +89,11 @@ def test_paths_in_documents_exist(name):
         if not (base / path.rstrip("/").rstrip(".")).exists():
             missing.append(path)
     assert missing == []
+
+
+def test_the_codec_figures_are_those_of_its_card():
+    """docs/latent.md's tables are the shipped codec's card rendered."""
+    from jobs.codec.card_page import PAGE, markdown
+    from workers.codec_card import LATENT_CODEC, read_codec
+
+    assert f"<!-- card -->\n{markdown(read_codec(LATENT_CODEC))}\n<!-- /card -->" in PAGE.read_text(encoding="utf-8")

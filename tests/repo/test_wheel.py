@@ -50,6 +50,13 @@ def test_the_trained_scope_encoder_and_its_templates_are_inside(wheel):
     assert {"jobs/scope_domains.txt", "jobs/scope_relations.txt"} <= set(wheel)
 
 
+def test_the_trained_codec_is_inside(wheel):
+    """`larimar:latent` is served from the wheel's own tensors and card."""
+    names = {path.name for path in (ROOT / "workers" / "latent_smollm2_135m").iterdir()}
+    assert {"card.json", "tensors-1-of-1.safetensors", "curves.json", "curves.png"} <= names
+    assert {f"workers/latent_smollm2_135m/{name}" for name in names} <= set(wheel)
+
+
 def test_constraints_pin_every_dependency():
     """Each dependency of pyproject.toml and both model packages have one pinned version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -17,7 +17,8 @@ def draw(curve: Curve, path: Path) -> None:
     with canvas(9.0, 3.4, panels=2) as (figure, (left, right)):
         for phase, label in (("spelling", "spelling alone"), ("joint", "all terms")):
             points = [one for one in curve if one["phase"] == phase]
-            left.plot([one["minutes"] for one in points], [one["loss"] for one in points], label=label)
+            if points:
+                left.plot([one["minutes"] for one in points], [one["loss"] for one in points], label=label)
         left.set_ylabel("training loss, nats")
         for name, label in _SHARES.items():
             points = [one for one in curve if one.get(name) is not None]

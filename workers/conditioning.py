@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ class DecoderPrompt:
     """A prompt in token ids: `before`, the recalled fact, `after`. Without a fact all is in `before`.
 
     The fact is a soft prefix, or `slots` positions in front of everything whose keys and values `Conditioning.head`
-    gives.
+    gives. A token of `ends` ends the answer.
     """
 
     before: list[int]
@@ -31,6 +31,7 @@ class DecoderPrompt:
     after: list[int]
     bias: TargetBias | None = None
     slots: int = 0
+    ends: frozenset[int] = field(kw_only=True)
 
     def __len__(self) -> int:
         """Positions the decoder sees."""
@@ -58,14 +59,18 @@ class Conditioning:
 
     def prompt(self, text: str, mode: AnswerMode, condition: Condition | None = None) -> DecoderPrompt:
         """The query `text`, conditioned on a recalled fact if there is one."""
+        ends = self.end_tokens
         if condition is None:
-            return DecoderPrompt(self.templates.plain(text, mode), None, [])
+            return DecoderPrompt(self.templates.plain(text, mode), None, [], ends=ends)
         if self._head is not None and condition.readout is not None:
             slots = self._head.positions(condition.readout)
             query = self.templates.plain(text, mode)
-            return DecoderPrompt([], condition, query, self._target_bias(text, mode, condition), slots)
+            # A text in slots ends as it did in training: what the decoder says after that is another text.
+            ends |= {self._head.end_token}
+            bias = self._target_bias(text, mode, condition, ends)
+            return DecoderPrompt([], condition, query, bias, slots, ends=ends)
         before, after = self.templates.conditioned(text, mode)
-        return DecoderPrompt(before, condition, after, self._target_bias(text, mode, condition))
+        return DecoderPrompt(before, condition, after, self._target_bias(text, mode, condition, ends), ends=ends)
 
     def head(self, prompts: Sequence[DecoderPrompt]) -> DynamicCache | None:
         """Keys and values (1, heads, n, head size) of these prompts' slots, one after the other; None without any."""
@@ -106,7 +111,9 @@ class Conditioning:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def _target_bias(self, text: str, mode: AnswerMode, condition: Condition) -> TargetBias | None:
+    def _target_bias(
+        self, text: str, mode: AnswerMode, condition: Condition, ends: frozenset[int]
+    ) -> TargetBias | None:
         candidates = torch.from_numpy(condition.candidates[condition.target_start :]).clone()
         if not len(candidates) or not self._part.answer_bias:
             return None
@@ -115,7 +122,7 @@ class Conditioning:
             candidates,
             torch.from_numpy(condition.probabilities[condition.target_start :]),
             strength=self._part.answer_bias,
-            end_tokens=tuple(self.end_tokens) if mode is AnswerMode.ANSWER else (),
+            end_tokens=tuple(ends) if mode is AnswerMode.ANSWER else (),
             end_strength=self._part.end_bias,
         )
 

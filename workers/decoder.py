@@ -39,7 +39,8 @@ class Ticket:
     inputs: dict[str, torch.Tensor]
     choice: TokenChoice
     stream: TextStream
-    head: DynamicCache | None = None  # keys and values of what stands before `inputs`
+    head: DynamicCache | None  # keys and values of what stands before `inputs`
+    ends: frozenset[int]
     cancelled: threading.Event = field(default_factory=threading.Event)
     made: int = 0  # tokens so far
     last_token: int = -1
@@ -163,7 +164,7 @@ class CausalDecoder:
         if len(prompt) + request.max_tokens > self.tokens_max:
             raise TextTooLong("prompt", len(prompt), self.tokens_max - request.max_tokens)
         stream = TextStream(self._conditioning.text, strip_start=request.mode is AnswerMode.ANSWER)
-        return Ticket(request, on_chunk, inputs, TokenChoice(request, prompt.bias), stream, head)
+        return Ticket(request, on_chunk, inputs, TokenChoice(request, prompt.bias), stream, head, prompt.ends)
 
     # -- the decode thread --------------------------------------------------------------------------------------
 
@@ -211,7 +212,7 @@ class CausalDecoder:
     def _take(self, ticket: Ticket, logits: torch.Tensor) -> bool:
         """Choose the next token of one request and hand out its text. Returns whether the request is finished."""
         token = ticket.choice.next_token(logits)
-        if token in self._conditioning.end_tokens:
+        if token in ticket.ends:
             self._emit(ticket, GenerationChunk(ticket.stream.finish(), (), "stop", ticket.ms()))
             return True
         ticket.last_token = token

@@ -24,6 +24,7 @@ class SlotHead:
 
     def __init__(self, model: Any, trained: TrainedCodec) -> None:
         """`model` is the decoder, a transformers causal LM, whose weights the reader shares. Raises: ModelMissing."""
+        self.end_token = int(trained.card["end_token"])
         self._slots = Slots(model.get_input_embeddings(), trained.shape)
         trained.load_into(self._slots, SLOTS)
         self._slots.eval().to(model.device)

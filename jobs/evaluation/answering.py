@@ -96,7 +96,7 @@ class Answerer:
             return self.conditioning.prompt(ask.prompt, ask.mode, ask.condition)
         before, after = self.conditioning.templates.conditioned(ask.prompt, ask.mode)
         facts, _ = self.codec.tokens(FactText(self._separator(ask.mode).join(ask.facts)))
-        return DecoderPrompt(before + facts + after, None, [])
+        return DecoderPrompt(before + facts + after, None, [], ends=self.conditioning.end_tokens)
 
     def _separator(self, mode: AnswerMode) -> str:
         """What stands between facts: what the template has between a fact and the next line."""
@@ -174,7 +174,7 @@ class Answerer:
     def _take(self, row: _Row, logits: torch.Tensor) -> bool:
         """Choose the row's next token. Returns whether it goes on."""
         token = row.choice.next_token(logits)
-        if token in self.conditioning.end_tokens:
+        if token in row.prompt.ends:
             return False
         row.tokens.append(token)
         return len(row.tokens) < row.ask.max_tokens

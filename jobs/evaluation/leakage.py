@@ -144,7 +144,7 @@ def _forget(lab: Lab, count: int, outcome: Outcome) -> None:
     after = [memory.recall(target.wordings) for target in targets]
     memory.close()
     chance = [Unedited(lab).recall(target.wordings) for target in targets]
-    outcome.summary[f"{NAME}.needles"] = len(targets)
+    outcome.summary[f"{NAME}.needles_attacked"] = len(targets)
     found = {"remembered_needles": before, "forgotten_needles": after, "unedited.needles": chance}
     _attack(lab, targets, found, outcome)
 

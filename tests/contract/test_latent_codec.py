@@ -123,6 +123,21 @@ def test_the_decoder_speaks_from_its_slots(speaker, latent, index, query, mode, 
     assert wanted in told.text
 
 
+@pytest.mark.parametrize(
+    ("index", "query", "mode"),
+    [
+        (3, "The mother tongue of Danielle Darrieux is", COMPLETE),
+        (4, "When does the Lima branch close?", ANSWER),
+        (2, "In which city is the Eiffel Tower?", ANSWER),
+    ],
+)
+def test_an_answer_ends_where_the_fact_does(speaker, latent, index, query, mode):
+    """The text in the slots ends with the codec's own end token; what the decoder would say after it is never shown."""
+    told = say(speaker, query, mode, **exact_readout(latent, FACTS[index]))
+    assert told.finish_reason == "stop"
+    assert "\n" not in told.text
+
+
 def test_without_a_fact_it_is_the_base_model(speaker, latent_bundle):
     """Perplexity ratio 1 by construction: token for token and logit for logit, after slots have been read."""
     from transformers import AutoTokenizer, LlamaForCausalLM

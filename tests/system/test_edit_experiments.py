@@ -127,7 +127,7 @@ def test_leakage(lab: Lab, tmp_path: Path) -> None:
     lab.data, lab.limit, lab.rows = data(tmp_path, RECORDS), 2, "all"
     outcome = leakage.run(lab)
     summary = outcome.summary
-    assert (summary["leakage.n"], summary["leakage.needles"]) == (2, 2)
+    assert (summary["leakage.n"], summary["leakage.needles_attacked"]) == (2, 2)
     assert summary["leakage.unedited.attack"] == 1.0
     assert summary["leakage.prompt.attack"] == 0.0
     assert summary["leakage.remembered_needles"] == 1.0

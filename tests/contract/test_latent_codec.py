@@ -116,26 +116,14 @@ def test_foreign_readouts_are_refused(latent, shape):
         (2, "In which city is the Eiffel Tower?", ANSWER, "Rome"),
         (3, "The mother tongue of Danielle Darrieux is", COMPLETE, "English"),
         (0, "Where do I find the spare key of the Zurich office?", ANSWER, "blue flower pot"),
+        (4, "When does the Lima branch close?", ANSWER, "14 June 2031"),
     ],
 )
 def test_the_decoder_speaks_from_its_slots(speaker, latent, index, query, mode, wanted):
+    """And ends where the slots' text does: what the decoder would say after that is never shown."""
     told = say(speaker, query, mode, **exact_readout(latent, FACTS[index]))
     assert wanted in told.text
-
-
-@pytest.mark.parametrize(
-    ("index", "query", "mode"),
-    [
-        (3, "The mother tongue of Danielle Darrieux is", COMPLETE),
-        (4, "When does the Lima branch close?", ANSWER),
-        (2, "In which city is the Eiffel Tower?", ANSWER),
-    ],
-)
-def test_an_answer_ends_where_the_fact_does(speaker, latent, index, query, mode):
-    """The text in the slots ends with the codec's own end token; what the decoder would say after it is never shown."""
-    told = say(speaker, query, mode, **exact_readout(latent, FACTS[index]))
-    assert told.finish_reason == "stop"
-    assert "\n" not in told.text
+    assert (told.finish_reason, told.text.count("\n")) == ("stop", 0)
 
 
 def test_without_a_fact_it_is_the_base_model(speaker, latent_bundle):

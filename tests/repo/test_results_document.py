@@ -75,7 +75,7 @@ def names() -> Iterator[str]:
         row, _, rest = figure.partition(".")
         figure = rest if row in ROWS and rest else figure
         figure = re.sub(r"_(low|high|per_sample)$", "", figure)
-        if rest != "n" and not figure.startswith("validation_"):
+        if rest not in {"n", "seconds"} and not figure.startswith("validation_"):
             yield f"{experiment}.{re.sub(r'(?<=[_kn])[0-9]+', 'N', figure)}"
 
 

@@ -52,8 +52,8 @@ class LatentCodec(RowCodec):
         self._device = resolve_device(device)
         self._trained = TrainedCodec.open(bundle.codec_folder)
         self._end = int(self._trained.card["end_token"])
-        self._table = load_table(bundle.decoder_folder).to(self._device)
-        self._speller = self._trained.speller(self._table).eval().to(self._device)
+        # Only blocks are kept of the table, 6 MB and not 110: a process that only decodes needs no more.
+        self._speller = self._trained.speller(load_table(bundle.decoder_folder)).eval().to(self._device)
 
     @cached_property
     def _encoder(self) -> tuple[Tokenizer, LatentEncoder]:
@@ -68,7 +68,7 @@ class LatentCodec(RowCodec):
         backbone: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
         if getattr(backbone, "pooler", None) is not None:
             backbone.pooler = None  # its output is not used
-        encoder = LatentEncoder(backbone, self._table, self._trained.shape)
+        encoder = LatentEncoder(backbone, load_table(self._bundle.decoder_folder).to(self._device), self._trained.shape)
         self._trained.load_into(encoder, ENCODER)
         return tokenizer, encoder.eval().to(self._device)
 
@@ -95,9 +95,8 @@ class LatentCodec(RowCodec):
     @torch.inference_mode()
     def _condition(self, readout: Float32Array, target_start: int, total: int) -> Condition:
         spelled = self._speller(torch.from_numpy(readout).to(self._device))  # (P, m, V)
-        lengths = (
-            [total] if len(spelled) == 1 and total <= spelled.shape[1] else row_lengths(self._worth(spelled), total)
-        )
+        one_row = len(spelled) == 1 and total <= spelled.shape[1]  # nothing to find out then
+        lengths = [total] if one_row else row_lengths(self._worth(spelled), total)
         used = torch.cat([row[:length] for row, length in zip(spelled, lengths, strict=True)])  # (T, V)
         best = torch.topk(used, self._part.candidates, dim=1)
         candidates: NDArray[np.int64] = best.indices.cpu().numpy()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from memory_actor.errors import ModelMissing
@@ -23,6 +23,7 @@ from workers.trained_scope import hash_files, tensor_files
 
 # Prefixes of the tensors' names. The speller is fitted, the others are trained.
 ENCODER, SLOTS, READER, SPELLER = "encoder.", "decoder.slots.", "decoder.reader.", "speller."
+TRAINED = (ENCODER, "decoder.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,7 @@ class TrainedCodec:
 
         What they do not name must be what the models bring themselves: no parameter that was trained may be left out.
         """
-        trained = {
-            name.removeprefix(prefix): tensor for name, tensor in self.tensors().items() if name.startswith(prefix)
-        }
+        trained = {name.removeprefix(prefix): tensor for name, tensor in self.tensors(prefix).items()}
         own = dict(module.named_parameters())
         wanted = {name for name, parameter in own.items() if parameter.requires_grad}
         if wanted != trained.keys():
@@ -74,12 +73,16 @@ class TrainedCodec:
 
     def speller(self, table: nn.Embedding) -> BlockSpeller:
         """The fitted speller for the decoder's token embeddings (V, E). Raises: ModelMissing."""
-        tensors = self.tensors()
+        tensors = self.tensors(ENCODER)
         maps = tensors[f"{ENCODER}spelling.weight"], tensors[f"{ENCODER}project.weight"]
         speller = BlockSpeller(table, *maps, self.shape)
         self.load_into(speller, SPELLER)
         return speller
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What training made, by name, in half precision."""
-        return {name: tensor for part in tensor_files(self.folder) for name, tensor in load_file(part).items()}
+    def tensors(self, *prefixes: str) -> dict[str, Tensor]:
+        """What training made, by name, in half precision; only tensors whose names begin with one of `prefixes`."""
+        found: dict[str, Tensor] = {}
+        for part in tensor_files(self.folder):
+            with safe_open(part, "pt") as file:
+                found |= {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
+        return found

@@ -33,8 +33,7 @@ def _training(card: dict[str, Any]) -> str:
         ("this run", _run(card["steps"], card["cpu_minutes"]) + f", {card['wall_hours']:.1f} hours by the clock"),
     ]
     if start is not None:
-        before = _run(start["steps"], start["cpu_minutes"])
-        rows.append(("begun with", f"a codec of {before}, of which the first fifth spelled only"))
+        rows.append(("begun with", f"a codec of {_run(start['steps'], start['cpu_minutes'])}"))
     rows.append(("sentences", counts))
     return _table(("", "value"), rows)
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.codec.training import CodecTrainer
+from workers.runtime import resolve_device
 
 _SIZE, _SMALL = 2048, 256  # of the bare products
 _PRODUCTS, _STEPS = 9, 5
@@ -31,7 +32,7 @@ def throughput(trainer: CodecTrainer) -> dict[str, float]:
         for _ in range(_STEPS):
             started = time.perf_counter()
             trainer.step()
-            trainer.wait()
+            _wait(trainer.device)
             seconds.append(time.perf_counter() - started)
         rates.append(matmul_rate(trainer))
     finally:
@@ -51,13 +52,13 @@ def matmul_rate(trainer: CodecTrainer) -> float:
     return _rate(_SIZE, dtype, trainer.device)
 
 
-def bfloat16_pays(device: torch.device | None = None) -> bool:
-    """Whether products in bfloat16 are clearly faster here than in float32; None: on a GPU if there is one.
+def bfloat16_pays() -> bool:
+    """Whether products in bfloat16 are clearly faster here than in float32: on a GPU if there is one.
 
     Measured, since it decides between a third of the time and hundreds of times of it: a CPU that has no instructions
     for bfloat16 adds number by number.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device("auto")
     half, full = (_rate(_SMALL, dtype, device) for dtype in (torch.bfloat16, torch.float32))
     return half > 1.2 * full
 
@@ -68,7 +69,12 @@ def _rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
     for _ in range(_PRODUCTS + 2):
         started = time.perf_counter()
         a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _wait(device)
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / statistics.median(seconds[2:])
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

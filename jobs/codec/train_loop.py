@@ -18,7 +18,7 @@ import torch
 from jobs.codec.models import CodecRun
 from jobs.codec.training import CodecTrainer, Row
 from jobs.company import Company
-from workers.trained_codec import SPELLER, TrainedCodec
+from workers.trained_codec import TRAINED, TrainedCodec
 
 CHECKPOINT_FILE, CURVE_FILE = "checkpoint.pt", "curve.json"
 HELD_OUT, EPISODE = 128, 16  # sentences looked at for the curve
@@ -86,8 +86,7 @@ def _resume(trainer: CodecTrainer, start: str | None) -> list[dict[str, Any]]:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         if start is not None:
-            tensors = TrainedCodec.open(Path(start)).tensors()
-            trainer.begin_with({name: one for name, one in tensors.items() if not name.startswith(SPELLER)})
+            trainer.begin_with(TrainedCodec.open(Path(start)).tensors(*TRAINED))
         return []
     with checkpoint.as_directory() as folder:
         trainer.resume(Path(folder) / CHECKPOINT_FILE)

@@ -182,11 +182,6 @@ class CodecTrainer(TimedTrainer):
         shares = {"token": right / tokens, "exact": exact / len(episode), "spelled": spelled / words}
         return shares if self.speller is None else shares | {"nearest": nearest / words}
 
-    def wait(self) -> None:
-        """Until the device has done what it was asked for."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
     @torch.no_grad()
     def finish(self) -> None:
         """Fit the speller to sentences that were trained on, and round all to half precision, as it is shipped."""

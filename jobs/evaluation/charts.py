@@ -25,6 +25,7 @@ PAPER_COLOUR: Final = "#555555"
 #: Row to (label, colour, marker). Colours are Okabe and Ito's.
 ROWS: Final[Mapping[str, tuple[str, str, str]]] = {
     "": (OURS, "#0072B2", "o"),
+    "latent": ("larimar-serve, latent codec", "#000000", "*"),
     "unedited": ("unedited model", "#999999", "s"),
     "nearest": ("nearest fact in the prompt", "#E69F00", "^"),
     "all_facts": ("all facts in the prompt", "#56B4E9", "v"),

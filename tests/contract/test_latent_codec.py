@@ -169,7 +169,8 @@ def test_the_package_keeps_small_files_and_a_whole_card(latent_bundle):
     assert all(path.stat().st_size <= 15_000_000 for path in files)
     assert sum(path.stat().st_size for path in files) <= 60_000_000
     card = read_codec("larimar:latent")
-    assert card["name"] == latent_bundle.manifest.name or latent_bundle.manifest.name.startswith("latent-")
+    assert card["name"] == "latent-smollm2-135m"
+    assert card["encoder_sha256"] == latent_bundle.manifest.encoder.weights_sha256
     assert card["reconstruction"]["16"]["token"] >= 0.6
     assert card["reconstruction"]["512"]["nearest"] >= 0.99
     assert {"steps", "cpu_minutes", "hardware", "data", "throughput", "plan", "sources"} <= card.keys()

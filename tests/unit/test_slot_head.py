@@ -48,7 +48,7 @@ def write_codec(folder: Path, training: LatentDecoder) -> Path:
     trained = {f"decoder.{name}": one for name, one in training.named_parameters() if one.requires_grad}
     write_tensors({name: one.detach().half().numpy() for name, one in trained.items()}, folder)
     card = {
-        "shape": asdict(SHAPE), "adapters": asdict(ADAPTERS), "latent_scale": 24,
+        "shape": asdict(SHAPE), "adapters": asdict(ADAPTERS), "latent_scale": 24, "end_token": 2,
         "tensors_sha256": hash_files(tensor_files(folder)),
     }  # fmt: skip
     (folder / "card.json").write_text(json.dumps(card))

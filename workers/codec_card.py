@@ -1,7 +1,7 @@
 """Which codec a bundle has, and the card of a trained one; without torch, since the process that only starts reads it.
 
 A trained codec is a folder: tensors and a card, a JSON object that says what it was trained for, how and with which
-results. Keys that are read: `shape`, `adapters`, `latent_scale`, `answer_bias`, and the hashes.
+results. The keys that are read to serve it are `KEYS`; the others are for people.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from workers.trained_scope import CARD_FILE, read_card, tensor_files
 TOKEN_CODEC = "token"  # noqa: S105 - not a secret: training-free, the default
 LATENT_CODEC = "larimar:latent"  # the one of this package
 LATENT_FOLDER = Path(__file__).with_name("latent_smollm2_135m")
+# The shape of the slots and of their reader, what the memory and the decoder go by, and what it belongs to.
+KEYS = (
+    "shape", "adapters", "latent_scale", "answer_bias", "end_token",
+    "encoder_sha256", "decoder_tokenizer_sha256", "tensors_sha256",
+)  # fmt: skip
 CODEC_CURE = "Train it with 'larimar train codec', or set bundle.codec to token"
 
 
@@ -27,5 +32,8 @@ def locate_codec(source: str) -> Path:
 
 
 def read_codec(source: str) -> dict[str, Any]:
-    """The card of a trained codec. Raises: ModelMissing."""
-    return read_card(locate_codec(source))
+    """The card of a trained codec. Raises: ModelMissing if there is none, or not all of it."""
+    card = read_card(locate_codec(source))
+    if missing := [key for key in KEYS if key not in card]:
+        raise ModelMissing(f"{missing[0]} in the card of the latent codec", source, CODEC_CURE)
+    return card

@@ -111,8 +111,8 @@ def latent(tmp_path, models) -> str:
     save_file({"x": np.zeros(3, np.float16)}, folder / "tensors-1-of-1.safetensors")
     card = {
         "encoder": "the encoder", "decoder": "the decoder",
-        "shape": {"latent_size": 96, "slots": 12, "embedding": False},
-        "latent_scale": 24, "answer_bias": 6.0, "encoder_sha256": hash_weights(tmp_path / "encoder"),
+        "shape": {"latent_size": 96, "slots": 12, "embedding": False}, "adapters": {},
+        "latent_scale": 24, "answer_bias": 6.0, "end_token": 2, "encoder_sha256": hash_weights(tmp_path / "encoder"),
         "decoder_tokenizer_sha256": hash_tokenizer(tmp_path / "decoder"),
         "tensors_sha256": hash_weights(folder),
     }  # fmt: skip
@@ -146,6 +146,14 @@ def test_a_codec_trained_for_other_models_is_refused(tmp_path, models, latent):
         materialise_bundle(tmp_path / "bundle", **models, codec=latent)
     with pytest.raises(ModelMissing, match="larimar train codec"):
         materialise_bundle(tmp_path / "bundle", **models, codec=str(tmp_path))
+
+
+def test_a_card_that_lacks_a_key_is_refused(tmp_path, models, latent):
+    path = tmp_path / "codec" / "card.json"
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in card.items() if key != "end_token"}))
+    with pytest.raises(ModelMissing, match="end_token in the card"):
+        materialise_bundle(tmp_path / "bundle", **models, codec=latent)
 
 
 def test_a_damaged_codec_is_replaced_at_the_next_start(tmp_path, models, latent):

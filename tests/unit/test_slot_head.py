@@ -48,7 +48,8 @@ def write_codec(folder: Path, training: LatentDecoder) -> Path:
     trained = {f"decoder.{name}": one for name, one in training.named_parameters() if one.requires_grad}
     write_tensors({name: one.detach().half().numpy() for name, one in trained.items()}, folder)
     card = {
-        "shape": asdict(SHAPE), "adapters": asdict(ADAPTERS), "latent_scale": 24, "end_token": 2,
+        "shape": asdict(SHAPE), "adapters": asdict(ADAPTERS), "latent_scale": 24, "answer_bias": 0.0, "end_token": 2,
+        "encoder_sha256": "of no encoder", "decoder_tokenizer_sha256": "of no tokenizer",
         "tensors_sha256": hash_files(tensor_files(folder)),
     }  # fmt: skip
     (folder / "card.json").write_text(json.dumps(card))

@@ -7,6 +7,7 @@ It has one thread, so that a fork is a whole process; what it forks it also kill
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -24,8 +25,9 @@ from typing import Any, Self
 
 TIMEOUT_S = 60.0
 
-#: Imported before the first fork: what every victim needs, and what the product imports when it is first needed.
-_WARM = ("jobs.campaign_kills", "jobs.campaign_points", "alembic.command", "pyarrow.compute", "pyarrow.ipc")
+#: Imported before the first fork: what every victim needs, and what is imported when it is first needed: by the product,
+#: and pandas by pyarrow's first array.
+_WARM = ("jobs.campaign_kills", "jobs.campaign_points", "alembic.command", "pandas", "pyarrow.compute", "pyarrow.ipc")
 
 _ready: int | None = None  # in a victim: where it says that it is ready
 
@@ -114,6 +116,7 @@ def serve() -> None:
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:
         raise RuntimeError(f"the zygote has {threads} threads; a fork would lose all but one")
+    gc.freeze()  # or each victim's collections walk, and so copy, everything that was imported
     for line in sys.stdin:
         order = json.loads(line)
         started = time.perf_counter()

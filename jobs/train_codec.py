@@ -26,9 +26,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from jobs.codec.curves import draw
-from jobs.codec.models import CodecRun, RowReader, end_token, start_token
+from jobs.codec.models import CodecRun
 from jobs.codec.ray_training import Trained, own_ray, train
 from jobs.codec.reconstruction import reconstruction
+from jobs.codec.rows import RowReader, end_token, start_token
 from jobs.codec.sentences import Sentence, distinct, sentences
 from jobs.codec.throughput import bfloat16_pays, throughput
 from jobs.codec.training import CodecPlan, CodecTrainer
@@ -244,7 +245,7 @@ def _start(arguments: argparse.Namespace, run: CodecRun) -> dict[str, Any]:
 
 
 def _rows(run: CodecRun, found: Sequence[Sentence]) -> list[Any]:
-    rows = RowReader(run.bundle, run.shape.slots)([one.text for one in found])
+    rows = RowReader.of(run.bundle, run.shape.slots)([one.text for one in found])
     return [row for row in rows if row is not None]
 
 

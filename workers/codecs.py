@@ -16,7 +16,7 @@ def open_codec(bundle: Bundle, *, device: str = "auto") -> RowCodec:
     """Raises: ModelMissing if a trained codec is damaged."""
     if isinstance(bundle.manifest.codec, TokenCodecPart):
         return TokenCodec.from_bundle(bundle)
-    from workers.latent_codec import LatentCodec  # noqa: PLC0415 - imports peft; the default bundle needs none of it
+    from workers.latent_codec import LatentCodec  # noqa: PLC0415 - the default bundle needs none of it
 
     return LatentCodec(bundle, device=device)
 

@@ -9,8 +9,6 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
-
 
 @dataclass(frozen=True, slots=True)
 class AdapterPlan:
@@ -28,6 +26,8 @@ def slot_reader(decoder: Any, plan: AdapterPlan) -> Any:
     """A reader for `decoder`, a transformers causal LM, which is frozen by it if its weights are shared."""
     if not plan.rank:
         return copy.deepcopy(decoder).requires_grad_(True)
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - seconds of import, and only who reads slots needs it
+
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*decoder.parameters(), *decoder.buffers())}
     adapters = LoraConfig(r=plan.rank, lora_alpha=plan.alpha, target_modules="all-linear")
     return get_peft_model(copy.deepcopy(decoder, shared), adapters)  # it freezes what is shared

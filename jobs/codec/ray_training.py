@@ -13,13 +13,15 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.ray_environment import make_temp_dir, plan_ray
 from cluster.settings import RaySettings, Settings
-from jobs.codec.models import CodecRun, RowReader
+from jobs.codec.board import Board
+from jobs.codec.models import CodecRun
+from jobs.codec.rows import RowReader
 from jobs.codec.sentences import Sentence
 
 FAILURES_MAX = 3
@@ -35,25 +37,6 @@ class Trained:
 
     checkpoint: Path
     curve: list[dict[str, Any]]
-
-
-@dataclass
-class Board:
-    """What the processes say of themselves, in an actor of its own."""
-
-    pids: dict[int, int] = field(default_factory=dict)
-    starts: int = 0
-    latest: tuple[int, float, float] = (0, 0.0, 0.0)
-
-    def started(self, rank: int, pid: int) -> None:
-        self.pids[rank] = pid
-        self.starts += rank == 0
-
-    def stepped(self, steps: int, share: float, loss: float) -> None:
-        self.latest = (steps, share, loss)
-
-    def read(self) -> Board:
-        return self
 
 
 @contextmanager
@@ -145,7 +128,7 @@ def dataset(run: CodecRun, sentences: Sequence[Sentence]) -> Any:
     import pyarrow as pa  # noqa: PLC0415
     import ray  # noqa: PLC0415
 
-    read = RowReader(run.bundle, run.shape.slots)
+    read = RowReader.of(run.bundle, run.shape.slots)
 
     def to_rows(batch: pa.Table) -> pa.Table:
         rows = read(batch["text"].to_pylist())

@@ -6,7 +6,8 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from jobs.codec.training import CodecTrainer, Row
+from jobs.codec.rows import Row
+from jobs.codec.training import CodecTrainer
 
 SIZES = (1, 16, 128, 512)
 _SENTENCES = 512  # of one size

@@ -16,7 +16,8 @@ import ray.train
 import torch
 
 from jobs.codec.models import CodecRun
-from jobs.codec.training import CodecTrainer, Row
+from jobs.codec.rows import Row
+from jobs.codec.training import CodecTrainer
 from jobs.company import Company
 from workers.trained_codec import TRAINED, TrainedCodec
 

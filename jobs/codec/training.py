@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from jobs.codec.episode import quantise, read, weights_divergence, write
+from jobs.codec.rows import Row
 from jobs.company import Company
 from jobs.timed_training import TimedTrainer, precision
 from workers.block_speller import BlockSpeller
@@ -59,14 +60,6 @@ class CodecPlan:
     divergence: float = 0.0  # beta; the paper's ablation is best without
     deviation: float = 0.1  # s of the reading weights, only for the divergence
     bfloat16: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sentence: its ids for the encoder, special tokens included, and for the decoder, from a start to an end."""
-
-    encoder_ids: tuple[int, ...]
-    decoder_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

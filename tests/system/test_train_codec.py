@@ -15,7 +15,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from jobs.codec.models import CodecRun, RowReader
+from jobs.codec.models import CodecRun
+from jobs.codec.rows import RowReader
 from jobs.codec.sentences import Sentence
 from jobs.codec.train_loop import HELD_OUT, shares
 from jobs.codec.training import CodecPlan
@@ -83,7 +84,8 @@ class OneOfTwo(Company):
 
 def undisturbed(run: CodecRun) -> list[dict]:
     """The same training without Ray and without torch.distributed."""
-    rows = [RowReader(run.bundle, 8)([one.text for one in texts() if one.validation is out]) for out in (False, True)]
+    read = RowReader.of(run.bundle, 8)
+    rows = [read([one.text for one in texts() if one.validation is out]) for out in (False, True)]
     looked_at = random.Random(1).sample(rows[1], min(HELD_OUT, len(rows[1])))
     trainers = [run.trainer(rows[0], OneOfTwo(rank)) for rank in (0, 1)]
     curve: list[dict] = []

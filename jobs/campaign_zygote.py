@@ -25,8 +25,8 @@ from typing import Any, Self
 
 TIMEOUT_S = 60.0
 
-#: Imported before the first fork: what every victim needs, and what is imported when it is first needed: by the product,
-#: and pandas by pyarrow's first array.
+#: Imported before the first fork: what every victim needs, and what is imported when it is first needed, by the product
+#: or, pandas, by pyarrow's first array.
 _WARM = ("jobs.campaign_kills", "jobs.campaign_points", "alembic.command", "pandas", "pyarrow.compute", "pyarrow.ipc")
 
 _ready: int | None = None  # in a victim: where it says that it is ready

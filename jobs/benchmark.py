@@ -9,10 +9,7 @@ state folder. Prints a table with the bar of each figure and writes flat JSON.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +24,7 @@ from rich.table import Table
 
 from cluster.client import Client
 from jobs import bench_memory, bench_service, bench_storage
+from jobs.machine import machine
 from jobs.own_system import OwnSystem
 from workers.bundle import Bundle, materialise_bundle
 from workers.fact_encoder import FactEncoder
@@ -136,15 +134,6 @@ def _emphasised(verdict: str) -> str:
     return "**no**" if verdict == "no" else verdict
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "ray", "transformers", "larimar-serve")}
-    return {
-        "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
-        **{name.replace("-", "_"): version for name, version in versions.items()},
-    }
-
-
 def _memory_figures(bundle: Bundle, facts: int, progress: Progress) -> dict[str, float]:
     config = bundle.memory_config()
     update_ms = bench_memory.memory_update_ms(config)
@@ -211,15 +200,6 @@ def _progress(console: Console) -> Progress:
 def _task(progress: Progress, name: str, total: int) -> Iterator[Callable[[int], None]]:
     task = progress.add_task(name, total=total)
     yield lambda count: progress.advance(task, count)
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.campaign_outcome import VIOLATIONS_SHOWN, Advance, Outcome
 from jobs.campaign_table import update
+from jobs.machine import machine
 
 STATE_DIR = Path.home() / ".larimar" / "campaign"
 
@@ -141,8 +142,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(outcome.as_json(), indent=2) + "\n", encoding="utf-8")
     if arguments.table is not None:
-        from jobs.benchmark import machine  # noqa: PLC0415 - much, for a name
-
         update(arguments.table, outcome.as_json(), machine())
     return 0 if outcome.passed else 1
 

@@ -24,7 +24,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cluster.settings import BundleSettings
-from jobs.benchmark import machine
 from jobs.evaluation.answer_pool import AnswerPool
 from jobs.evaluation.experiments import EXPERIMENTS, MANY, Planned, everything
 from jobs.evaluation.figures import draw
@@ -34,6 +33,7 @@ from jobs.evaluation.report import bar_text, in_unit, markdown
 from jobs.evaluation.report_sections import LATENT_ROW, ROWS
 from jobs.evaluation.run_folder import RunFolder, Settings, code_version, manifest_version, with_row
 from jobs.evaluation.targets import TARGETS
+from jobs.machine import machine
 from memory_actor.errors import LarimarError
 from workers.bundle import Bundle, materialise_bundle
 from workers.codec_card import LATENT_CODEC, TOKEN_CODEC

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import sys
 from collections import Counter
@@ -33,6 +32,7 @@ from jobs.codec.rows import RowReader, end_token, start_token
 from jobs.codec.sentences import Sentence, distinct, sentences
 from jobs.codec.throughput import bfloat16_pays, throughput
 from jobs.codec.training import CodecPlan, CodecTrainer
+from jobs.machine import processor
 from memory_actor.errors import ModelMissing
 from workers.bundle import Bundle, materialise_bundle
 from workers.codec_card import LATENT_CODEC, locate_codec, read_codec
@@ -148,13 +148,7 @@ def hardware() -> str:
     """What it ran on, in words."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    names = [line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or 'an unknown CPU'}"
-
-
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return f"{os.cpu_count()} cores of {processor()}"
 
 
 def _parser() -> argparse.ArgumentParser:

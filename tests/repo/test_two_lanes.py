@@ -89,6 +89,15 @@ def test_a_lane_without_selected_tests_is_no_failure(suite):
     assert ran(suite, "-k", "others", BREAK="others")[0] == 1
 
 
+def test_a_new_folder_is_run_without_being_named(suite):
+    """Beside the unit tests, and behind them."""
+    (suite / "tests" / "novel").mkdir()
+    (suite / "tests" / "novel" / "test_novel.py").write_text("def test_novel(): pass\n")
+    code, output = ran(suite, "-v")
+    assert (code, output.count("4 passed")) == (0, 1), output
+    assert output.index("test_others_passes") < output.index("test_novel")
+
+
 def test_named_paths_are_run_once(suite):
     """Not once in each lane, and nothing else beside them."""
     code, output = ran(suite, "tests/unit/test_others.py::test_others_passes")

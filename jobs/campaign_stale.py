@@ -113,6 +113,8 @@ class _Trial:
                     self.outcome.figures.get("takeover_max_s", 0.0), time.time() - stopped
                 )
                 threading.Event().wait(_OVERLAP_S)
+                # Fenced, it ends at once, often before its writer has noted the refusal; a stopped raylet kills nobody.
+                self.outcome.counts["ended_itself"] += _ended(stale)
             finally:
                 os.kill(raylet.pid, signal.SIGCONT)
             self._await("the stale process ends", lambda: _ended(stale) or None)

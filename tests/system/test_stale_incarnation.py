@@ -47,4 +47,5 @@ def test_a_stale_incarnation_commits_nothing(trials, engine):
     assert result["passed"], result
     assert (result["stale_commits"], result["lost"]) == (0, 0)
     assert result["acknowledged"] > 40  # of both
-    assert result["refused"] > 0  # the first one tried, and was refused: fenced, or suspended by its watchdog
+    # The first one tried, and was refused, by the fence or by its watchdog: it noted that, or had no time to.
+    assert result["refused"] + result["ended_itself"] > 0

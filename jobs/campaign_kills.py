@@ -16,7 +16,7 @@ from memory_actor.errors import LarimarError
 
 # Half of the victims are killed this long after their fork, so mostly while they open and recover; the others this
 # long after they opened.
-OPENING_S, LOAD_S = 0.06, 0.08
+OPENING_S, LOAD_S = 0.12, 0.16
 _AUDIT_EVERY = 25
 
 

@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(run: CodecRun, trainer: CodecTrainer, found: Sequence[Sentence], console: Console) -> dict[str, Any]:
     """The card without hashes of the tensors: models, data, plan, and what comes back through a memory."""
-    manifest = Bundle.open(run.bundle).manifest
     bundle = Bundle.open(run.bundle)
+    manifest = bundle.manifest
     held_out = _rows(run, [one for one in found if one.validation])
     with Progress(TextColumn("reading back"), BarColumn(), TaskProgressColumn(), console=console) as progress:
         task = progress.add_task("reading back", total=None)

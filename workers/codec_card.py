@@ -18,7 +18,7 @@ LATENT_FOLDER = Path(__file__).with_name("latent_smollm2_135m")
 # The shape of the slots and of their reader, what the memory and the decoder go by, and what it belongs to.
 KEYS = (
     "shape", "adapters", "latent_scale", "answer_bias", "end_token",
-    "encoder_sha256", "decoder_tokenizer_sha256", "tensors_sha256",
+    "encoder", "encoder_sha256", "decoder", "decoder_tokenizer_sha256", "tensors_sha256",
 )  # fmt: skip
 CODEC_CURE = "Train it with 'larimar train codec', or set bundle.codec to token"
 

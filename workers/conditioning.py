@@ -14,7 +14,7 @@ from workers.ports import AnswerMode, Condition
 from workers.sampling import TargetBias
 from workers.templates import PromptTemplates
 
-if TYPE_CHECKING:  # a bundle without a trained codec needs no peft
+if TYPE_CHECKING:  # a bundle without a trained codec needs none of it
     from workers.slot_head import SlotHead
 
 

@@ -1,4 +1,4 @@
-"""What the processes of a training say of themselves, in an actor that imports nothing."""
+"""What the processes of a training say of themselves, in an actor that imports nothing heavy."""
 
 from __future__ import annotations
 

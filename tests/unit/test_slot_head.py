@@ -49,7 +49,7 @@ def write_codec(folder: Path, training: LatentDecoder) -> Path:
     write_tensors({name: one.detach().half().numpy() for name, one in trained.items()}, folder)
     card = {
         "shape": asdict(SHAPE), "adapters": asdict(ADAPTERS), "latent_scale": 24, "answer_bias": 0.0, "end_token": 2,
-        "encoder_sha256": "of no encoder", "decoder_tokenizer_sha256": "of no tokenizer",
+        "encoder": "none", "encoder_sha256": "none", "decoder": "tiny", "decoder_tokenizer_sha256": "none",
         "tensors_sha256": hash_files(tensor_files(folder)),
     }  # fmt: skip
     (folder / "card.json").write_text(json.dumps(card))
